@@ -1,0 +1,14 @@
+"""AoT P-Tuning (arXiv 2305.10835) inside Hugging Face PEFT: `import peft_aot`, then use PEFT as ever."""
+
+from peft_aot._registration import register
+
+register()
+
+from peft_aot.aot import AoTConfig, AoTLayer, AoTModel  # noqa: E402 - PEFT must know the methods first
+from peft_aot.aot.token_ids import token_ids  # noqa: E402
+from peft_aot.fusion import fuse  # noqa: E402
+from peft_aot.tables import FuseReport, Table  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = ["AoTConfig", "AoTLayer", "AoTModel", "FuseReport", "Table", "__version__", "fuse", "register", "token_ids"]

@@ -1,0 +1,121 @@
+"""The configuration of AoT P-Tuning. Knows which values make sense together, not what they do."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+
+from peft_aot.ops import ACTIVATIONS
+from peft_aot.tables.format import ROW_DTYPES
+
+
+@dataclass
+class AoTConfig(PeftConfig):
+    """Configuration of AoT P-Tuning (Gavrilov and Balagansky, arXiv 2305.10835).
+
+    Every field is described in its `metadata`. `vocab_size`, `token_dim` and `num_layers` are filled in from the
+    backbone, saved, and compared with the backbone the adapter is loaded into.
+
+    Raises:
+        ValueError: A value out of range; the message says what was expected and what to do.
+    """
+
+    r: int = field(default=64, metadata={"help": "Rank of the reparametrization; it costs nothing once fused."})
+    reparam: Literal["fc", "kron"] = field(
+        default="fc",
+        metadata={"help": "How tables are parametrized in training: 'fc' (equation 3) or 'kron' (equation 2)."},
+    )
+    kron_shape: tuple[int, int] | None = field(
+        default=None,
+        metadata={"help": "(a, b) with a * b >= vocabulary, for 'kron'; by default the most square such pair."},
+    )
+    activation: str = field(default="gelu", metadata={"help": f"Nonlinearity of 'fc', one of {sorted(ACTIVATIONS)}."})
+    dropout: float = field(
+        default=0.1, metadata={"help": "In training: on the embeddings before W1 ('fc') or on the row ('kron')."}
+    )
+    normalize_embeddings: bool = field(
+        default=True, metadata={"help": "Scale each embedding to unit root mean square before W1 ('fc')."}
+    )
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Blocks that get a table: names, endings of names, or a regex; by default all."},
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Blocks that get none: names, endings of names, or a regex."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Numbers of the blocks that get a table; by default all."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of the lists of blocks that `layers_to_transform` counts in."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Other modules to train and save beside the tables, such as a head."}
+    )
+    init_weights: bool = field(
+        default=True, metadata={"help": "Start with P = 0; False starts with random rows (for tests)."}
+    )
+    fuse_on_save: bool = field(
+        default=False, metadata={"help": "`save_pretrained` also writes the fused table, aot_table.safetensors."}
+    )
+    table_dtype: str = field(
+        default="float16", metadata={"help": f"Number format of the fused table, one of {sorted(ROW_DTYPES)}."}
+    )
+    vocab_size: int | None = field(default=None, metadata={"help": "V of the backbone; filled in."})
+    token_dim: int | None = field(default=None, metadata={"help": "D of the backbone; filled in."})
+    num_layers: int | None = field(default=None, metadata={"help": "Number of blocks of the backbone; filled in."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = PeftType["AOT"]
+        if isinstance(self.target_modules, (list, tuple, set)):
+            self.target_modules = sorted(self.target_modules)
+        if self.kron_shape is not None:
+            self.kron_shape = (int(self.kron_shape[0]), int(self.kron_shape[1]))
+        self._check()
+
+    def _check(self) -> None:
+        if not isinstance(self.r, int) or self.r <= 0:
+            raise ValueError(f"expected r to be a positive integer, got {self.r!r}; 64 is a good start")
+        _check_choice("reparam", self.reparam, ["fc", "kron"])
+        _check_choice("activation", self.activation, sorted(ACTIVATIONS))
+        _check_choice("table_dtype", self.table_dtype, sorted(ROW_DTYPES))
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"expected dropout in [0, 1), got {self.dropout!r}; 0 switches it off")
+        if self.kron_shape is not None:
+            if self.reparam != "kron":
+                raise ValueError(
+                    f"expected kron_shape only with reparam='kron', got it with reparam={self.reparam!r}; remove one"
+                )
+            if min(self.kron_shape) <= 0:
+                raise ValueError(f"expected kron_shape of positive integers, got {self.kron_shape}; leave it out")
+            self.check_kron_shape()
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError(
+                "expected target_modules to be a list with layers_to_transform, got a regex; select the blocks with one"
+            )
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise ValueError("expected layers_pattern only with layers_to_transform, got it alone; pass both")
+
+    def check_kron_shape(self) -> None:
+        """Refuse a `kron_shape` whose product does not cover the vocabulary, as soon as that is known."""
+        if self.kron_shape is None or self.vocab_size is None:
+            return
+        a, b = self.kron_shape
+        if a * b < self.vocab_size:
+            raise ValueError(
+                f"expected kron_shape (a, b) with a * b >= {self.vocab_size} (the vocabulary), got "
+                f"{a} * {b} = {a * b}; raise one of them or leave kron_shape out"
+            )
+
+
+def _check_choice(name: str, value: object, choices: list[str]) -> None:
+    if value in choices:
+        return
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else "choose one of them"
+    raise ValueError(f"expected {name} to be one of {choices}, got {value!r}; {hint}")

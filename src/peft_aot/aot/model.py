@@ -1,0 +1,228 @@
+"""AoT P-Tuning as a PEFT tuner: chooses and wraps blocks, and looks after the life of adapters.
+
+What one call computes stands in `layer` and `lookup`; files stand in `files`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
+from peft.utils.error import NoMatchingPeftModuleError
+from torch import Tensor, nn
+
+from peft_aot.backbone import Block, find_blocks, input_embedding, vocabulary_size
+from peft_aot.routing import check_batch, fit_heads, mixed_batch, route_heads, tasks_of
+
+from . import token_ids
+from .combine import combined_config
+from .config import AoTConfig
+from .layer import CANNOT_MERGE, AoTLayer
+from .lookup import Lookup
+from .reparam import RowsModule, set_combination
+
+
+class AoTModel(BaseTuner):
+    """AoT P-Tuning (arXiv 2305.10835) on a backbone.
+
+    Args:
+        model: The backbone; its blocks are wrapped in place.
+        config: One `AoTConfig`, or several by adapter name.
+        adapter_name: The first adapter's name.
+
+    Example:
+        >>> model = get_peft_model(backbone, AoTConfig(task_type="SEQ_CLS", r=64))
+    """
+
+    prefix: str = "aot_"
+    tuner_layer_cls = AoTLayer
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        self.lookup = Lookup(self)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the backbone; in a mixed batch, check first that every example has an adapter name."""
+        tasks = tasks_of(self)
+        if tasks is not None:
+            check_batch(tasks, args, kwargs)
+            tasks.labels = tasks.labels or kwargs.get("labels") is not None
+        return super().forward(*args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT enters this around every forward and generate; generate clones `inputs_embeds`, whose ids we know here
+        ids = token_ids.known_ids(kwargs.get("inputs_embeds"))
+        with mixed_batch(self, args, kwargs), nullcontext() if ids is None else token_ids.token_ids(ids):
+            yield
+
+    # choosing and wrapping blocks
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        config = as_aot(peft_config)
+        blocks = find_blocks(self.model)
+        self._check_backbone(config, blocks)
+        chosen = choose_blocks(config, blocks)
+        config.vocab_size = max(vocabulary_size(block.stack) for block in blocks)
+        config.token_dim = blocks[0].width
+        config.num_layers = len(blocks)
+        config.check_kron_shape()
+        self._blocks = {block.name: block for block in chosen}
+        return config
+
+    def _check_backbone(self, config: AoTConfig, blocks: Sequence[Block]) -> None:
+        found = {
+            "vocab_size": max(vocabulary_size(block.stack) for block in blocks),
+            "token_dim": blocks[0].width,
+            "num_layers": len(blocks),
+        }
+        for name, value in found.items():
+            expected = getattr(config, name)
+            if expected is not None and expected != value:
+                raise ValueError(
+                    f"expected a backbone with {name}={expected}, got {name}={value} in "
+                    f"{type(self.model).__name__}; load the backbone this adapter was trained on"
+                    f"{f', {config.base_model_name_or_path}' if config.base_model_name_or_path else ''}"
+                )
+
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
+        # a method where PEFT has a static one: blocks are known from the model's structure, not from the config alone
+        if key in self._blocks:
+            return True
+        return _ExcludedModule() if _matches(as_aot(peft_config).exclude_modules, key) else False
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        block = self._blocks[current_key]
+        embedding = input_embedding(block.stack)
+        if embedding is None:
+            raise RuntimeError(f"expected {type(block.stack).__name__} to embed token ids, got no input embedding")
+        token_ids.watch(block.stack)
+        if not isinstance(target, AoTLayer):
+            layer = AoTLayer(target, current_key, self.lookup, adapter_name)
+            self._replace_module(parent, target_name, layer, target)
+            target = layer
+        target.update_layer(adapter_name, as_aot(peft_config), embedding.embedding_dim, block.width)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's version moves `weight` about, which a block does not have
+        setattr(parent, child_name, new_module)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter to the backbone; see `BaseTuner.inject_adapter`."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        route_heads(self.model, self)
+
+    # the life of adapters
+
+    def rows_modules(self, adapter_name: str) -> list[RowsModule]:
+        """Return the adapter's modules, one per wrapped block in the order of the blocks."""
+        layers = (m for m in self.model.modules() if isinstance(m, AoTLayer))
+        return [layer.rows_of(adapter_name) for layer in layers if adapter_name in layer.aot_rows]
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
+    ) -> None:
+        """Add an adapter whose table is the weighted sum of other adapters' tables, exactly.
+
+        Ranks add up, since hidden units stand side by side; the cost of fused inference stays the same. Heads
+        (`modules_to_save`) are not combined: the new adapter gets a copy of the first adapter's.
+
+        Args:
+            adapters: Names of adapters of one reparametrization.
+            weights: One factor per adapter.
+            adapter_name: The new adapter's name.
+            combination_type: Only `"linear"`.
+
+        Raises:
+            ValueError: Unknown names, differing lengths or reparametrizations, or another combination type.
+        """
+        configs = {name: as_aot(config) for name, config in self.peft_config.items()}
+        config = combined_config(configs, adapters, weights, adapter_name, combination_type)
+        self.peft_config[adapter_name] = config
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except Exception:
+            del self.peft_config[adapter_name]
+            raise
+        for layer in self.model.modules():
+            if isinstance(layer, AoTLayer) and adapter_name in layer.aot_rows:
+                set_combination(layer.rows_of(adapter_name), [layer.rows_of(name) for name in adapters], weights)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter and forget its table."""
+        super().delete_adapter(adapter_name)
+        self.lookup.detach(adapter_name)
+
+    def unload(self) -> nn.Module:
+        """Return the backbone as it was before any adapter, hooks removed."""
+        model: nn.Module = super().unload()
+        token_ids.unwatch(model)
+        return model
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(CANNOT_MERGE)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        fit_heads(model, adapter_name, state_dict)
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        return remapped
+
+
+def as_aot(config: PeftConfig) -> AoTConfig:
+    """Return `config`, of which PEFT only knows that it is a `PeftConfig`."""
+    if not isinstance(config, AoTConfig):
+        raise TypeError(f"expected an AoTConfig, got {type(config).__name__}; do not mix methods in one model")
+    return config
+
+
+def choose_blocks(config: AoTConfig, blocks: Sequence[Block]) -> list[Block]:
+    """Return the blocks that a configuration asks for.
+
+    Raises:
+        NoMatchingPeftModuleError: `target_modules`, `layers_to_transform` and `exclude_modules` leave none.
+    """
+    numbers = config.layers_to_transform
+    numbers = [numbers] if isinstance(numbers, int) else numbers
+    patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
+    chosen = [
+        block
+        for block in blocks
+        if (config.target_modules is None or _matches(config.target_modules, block.name))
+        and (not numbers or block.index in numbers)
+        and (not patterns or block.pattern in patterns)
+        and not _matches(config.exclude_modules, block.name)
+    ]
+    if not chosen:
+        raise NoMatchingPeftModuleError(
+            f"expected target_modules={config.target_modules!r}, layers_to_transform={numbers}, layers_pattern="
+            f"{patterns} and exclude_modules={config.exclude_modules!r} to leave a transformer block, got none of "
+            f"{blocks[0].name} ... {blocks[-1].name}; leave them out to take all blocks"
+        )
+    return chosen
+
+
+def _matches(patterns: Sequence[str] | str | None, key: str) -> bool:
+    """Match a name as PEFT does: a str is a regex for the whole name, a list holds names or endings of names."""
+    if patterns is None:
+        return False
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, key) is not None
+    return any(key == pattern or key.endswith(f".{pattern}") for pattern in patterns)

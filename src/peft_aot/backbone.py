@@ -1,0 +1,133 @@
+"""What a transformer is to this package: its blocks, the stack that owns them, its input embedding, its sizes.
+
+Blocks are found by structure, not by names in a config, because every architecture names its layers differently. Knows
+nothing of adapters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer block and what surrounds it.
+
+    Attributes:
+        name: Dotted path below the model, e.g. `bert.encoder.layer.0`.
+        index: Its number in its list of blocks.
+        pattern: Name of that list, e.g. `layer`.
+        stack: The module whose call runs the block and embeds the token ids.
+        width: D, the size of its hidden states.
+    """
+
+    name: str
+    index: int
+    pattern: str
+    stack: nn.Module
+    width: int
+
+
+def input_embedding(stack: nn.Module) -> nn.Embedding | None:
+    """Return the frozen input embedding of a stack, or None if it embeds no token ids."""
+    embedding: nn.Module | None
+    if isinstance(stack, PreTrainedModel):
+        try:
+            embedding = stack.get_input_embeddings()
+        except (NotImplementedError, AttributeError):  # transformers' way to say that there is none
+            return None
+    else:
+        embedding = next((m for m in stack.modules() if isinstance(m, nn.Embedding)), None)
+    while isinstance(embedding, AuxiliaryTrainingWrapper):  # a trained copy; the frozen one is below
+        embedding = embedding.original_module
+    return embedding if isinstance(embedding, nn.Embedding) else None
+
+
+def find_blocks(model: nn.Module) -> list[Block]:
+    """Find the transformer blocks of every stack of `model` that embeds token ids, in execution order.
+
+    A list of blocks is an outermost `nn.ModuleList` of `GradientCheckpointingLayer`s, which all blocks of transformers
+    are; in a model of other origin, its longest outermost `nn.ModuleList` of one class.
+
+    Raises:
+        ValueError: No blocks, no input embedding, or one block that runs several times (ALBERT).
+    """
+    modules = dict(model.named_modules())
+    lists = _outermost_lists(modules)
+    chosen = {
+        name: blocks for name, blocks in lists.items() if isinstance(_core(blocks[0]), GradientCheckpointingLayer)
+    }
+    if not chosen and not any(isinstance(m, PreTrainedModel) for m in modules.values()):
+        longest = max(lists.values(), key=len, default=None)
+        chosen = {name: blocks for name, blocks in lists.items() if blocks is longest}
+    found = []
+    for list_name, blocks in chosen.items():
+        stack = _nearest_stack(list_name, modules)
+        embedding = input_embedding(stack)
+        if embedding is None:
+            continue
+        _refuse_shared_blocks(stack, blocks)
+        width = _width(stack, embedding)
+        pattern = list_name.rpartition(".")[2]
+        found += [Block(f"{list_name}.{i}", i, pattern, stack, width) for i in range(len(blocks))]
+    if not found:
+        raise ValueError(
+            f"expected a model with transformer blocks (an nn.ModuleList) below an input embedding of token ids, "
+            f"got {type(model).__name__} without; pass a text model, or a backbone whose blocks stand in a ModuleList"
+        )
+    return found
+
+
+def vocabulary_size(stack: nn.Module) -> int:
+    """Return V, the number of rows of the stack's input embedding."""
+    embedding = input_embedding(stack)
+    if embedding is None:
+        raise ValueError(f"expected a stack that embeds token ids, got {type(stack).__name__}; pass a text model")
+    return embedding.num_embeddings
+
+
+def _core(block: nn.Module) -> nn.Module:
+    """See through the wrapper of an adapter that is there already."""
+    inner = block._modules.get("base_layer")
+    return block if inner is None else _core(inner)
+
+
+def _outermost_lists(modules: dict[str, nn.Module]) -> dict[str, nn.ModuleList]:
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in modules.items():
+        inside_another = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and not inside_another:
+            lists[name] = module
+    return lists
+
+
+def _nearest_stack(name: str, modules: dict[str, nn.Module]) -> nn.Module:
+    path = name
+    while path:
+        path = path.rpartition(".")[0]
+        if isinstance(modules[path], PreTrainedModel):
+            return modules[path]
+    return modules[""]
+
+
+def _width(stack: nn.Module, embedding: nn.Embedding) -> int:
+    if isinstance(stack, PreTrainedModel):
+        return int(stack.config.get_text_config().hidden_size)
+    return embedding.embedding_dim
+
+
+def _refuse_shared_blocks(stack: nn.Module, blocks: nn.ModuleList) -> None:
+    if not isinstance(stack, PreTrainedModel):
+        return
+    runs = getattr(stack.config, "num_hidden_layers", len(blocks))
+    groups = getattr(stack.config, "num_hidden_groups", None)
+    if groups is not None and runs != len(blocks):
+        raise ValueError(
+            f"expected one block per layer, got {type(stack).__name__}, which runs {len(blocks)} shared block(s) "
+            f"{runs} times; choose a backbone without shared blocks (BERT, RoBERTa, DeBERTa, ...)"
+        )

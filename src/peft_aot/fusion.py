@@ -1,0 +1,185 @@
+"""Fusing a saved adapter: from its factors and the backbone's embeddings to its lookup table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from peft_aot.aot.config import AoTConfig
+from peft_aot.aot.reparam import RowsModule, make_rows
+from peft_aot.backbone import Block, find_blocks, input_embedding, vocabulary_size
+from peft_aot.staging import finish
+from peft_aot.tables import TABLE_FILE, FuseReport, TableHeader, write_table
+from peft_aot.tables.format import ROW_DTYPES, factors_hash
+from peft_aot.tables.fuse import RowFunction
+
+CONFIG_FILE = "adapter_config.json"
+_FACTOR = re.compile(r"^base_model\.model\.(?P<block>.+)\.aot_rows\.(?P<factor>\w+)$")
+
+
+def fuse(
+    adapter_dir: str | Path,
+    base_model: str | Path | nn.Module | None = None,
+    *,
+    dtype: str | None = None,
+    token_ids: Tensor | None = None,
+    progress: bool = True,
+) -> FuseReport:
+    """Write the lookup table of a saved adapter beside its factors.
+
+    Args:
+        adapter_dir: A folder that `save_pretrained` wrote.
+        base_model: The backbone, as a model or as a path or hub id; by default the one the adapter names.
+        dtype: Number format of the rows: float32, float16, bfloat16 or int8; by default the adapter's `table_dtype`.
+        token_ids: Keep the rows of these tokens only; the rest is computed from the factors when needed.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        What was written, with the difference between fused and unfused rows on sampled tokens.
+
+    Raises:
+        FileNotFoundError: No adapter there.
+        ValueError: Not an AoT adapter, another backbone, or token ids outside the vocabulary.
+    """
+    adapter_dir = Path(adapter_dir)
+    finish(adapter_dir, CONFIG_FILE)
+    config, factors = read_adapter(adapter_dir)
+    header = TableHeader(
+        layers=tuple(dict.fromkeys(name for name, _ in factors)),
+        base_model=config.base_model_name_or_path or "",
+        vocab_size=_known(config.vocab_size),
+        hidden_size=_known(config.token_dim),
+        factors_sha256=factors_hash({f"{block}.{factor}": tensor for (block, factor), tensor in factors.items()}),
+        dtype=dtype or config.table_dtype,
+        tokens=_known(config.vocab_size) if token_ids is None else len(token_ids),
+    )
+    if header.dtype not in ROW_DTYPES:
+        raise ValueError(f"expected dtype among {sorted(ROW_DTYPES)}, got {header.dtype!r}; float16 is the default")
+    if token_ids is not None:
+        token_ids = _checked(token_ids, header.vocab_size)
+        header = TableHeader(**{**header.__dict__, "tokens": len(token_ids)})
+    backbone = load_backbone(base_model if base_model is not None else config.base_model_name_or_path)
+    rows = row_functions(config, factors, backbone)
+    return write_table(adapter_dir / TABLE_FILE, header, rows, token_ids, progress)
+
+
+def read_adapter(adapter_dir: Path) -> tuple[AoTConfig, dict[tuple[str, str], Tensor]]:
+    """Read the configuration and the factors of a saved adapter.
+
+    Returns:
+        The configuration, and the factors by (block name, factor name), blocks in order.
+
+    Raises:
+        FileNotFoundError: No configuration or no safetensors weights in the folder.
+        ValueError: Not an AoT adapter.
+    """
+    for name in (CONFIG_FILE, SAFETENSORS_WEIGHTS_NAME):
+        if not (adapter_dir / name).is_file():
+            raise FileNotFoundError(f"expected {name} in {adapter_dir}, got none; pass a folder save_pretrained wrote")
+    config = read_config(adapter_dir)
+    return config, read_factors(adapter_dir / SAFETENSORS_WEIGHTS_NAME)
+
+
+def read_config(adapter_dir: Path) -> AoTConfig:
+    """Read the configuration of a saved AoT adapter; ValueError if it is another method's."""
+    config = PeftConfig.from_pretrained(str(adapter_dir))
+    if not isinstance(config, AoTConfig):
+        raise ValueError(
+            f"expected an AoT adapter in {adapter_dir}, got {config.peft_type}; only AoT has tables to fuse"
+        )
+    return config
+
+
+def read_factors(weights: Path) -> dict[tuple[str, str], Tensor]:
+    """Read the factors of a saved adapter by (block name, factor name), blocks in the order of their numbers."""
+    found: dict[tuple[str, str], Tensor] = {}
+    with safe_open(weights, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            match = _FACTOR.match(name)
+            if match:
+                found[match["block"], match["factor"]] = file.get_tensor(name)
+    return dict(sorted(found.items(), key=lambda item: (_natural(item[0][0]), item[0][1])))
+
+
+def load_backbone(base_model: str | Path | nn.Module | None) -> nn.Module:
+    """Return the backbone as a module, loading it if a path or hub id is given."""
+    if isinstance(base_model, nn.Module):
+        return base_model
+    if base_model is None:
+        raise ValueError("expected a base model, got none in the adapter's configuration; pass base_model")
+    try:
+        model: nn.Module = AutoModel.from_pretrained(str(base_model))
+    except OSError as error:
+        raise ValueError(
+            f"expected a backbone at '{base_model}', got none there or on the hub ({error}); pass base_model as a path"
+        ) from error
+    return model
+
+
+def row_functions(
+    config: AoTConfig, factors: dict[tuple[str, str], Tensor], backbone: nn.Module
+) -> dict[str, RowFunction]:
+    """Return for each block of an adapter the function that computes its rows in float32.
+
+    Raises:
+        ValueError: The backbone's blocks or sizes are not those of the adapter.
+    """
+    blocks = find_blocks(backbone)
+    functions = {}
+    for name in dict.fromkeys(block for block, _ in factors):
+        block = _same_block(name, blocks)
+        embedding = input_embedding(block.stack)
+        vocab_size = vocabulary_size(block.stack)
+        if embedding is None or (vocab_size, block.width) != (config.vocab_size, config.token_dim):
+            raise ValueError(
+                f"expected a backbone with vocabulary {config.vocab_size} and width {config.token_dim}, got "
+                f"{vocab_size} and {block.width}; pass the backbone this adapter was trained on"
+            )
+        module = make_rows(config, embedding.embedding_dim, block.width)
+        module.load_state_dict({factor: t.float() for (owner, factor), t in factors.items() if owner == name})
+        functions[name] = _row_function(module.eval().requires_grad_(False), embedding)
+    return functions
+
+
+def _row_function(module: RowsModule, embedding: nn.Embedding) -> RowFunction:
+    def rows(token_ids: Tensor) -> Tensor:
+        embedded: Tensor = embedding.forward(token_ids.to(embedding.weight.device)).float().cpu()
+        computed: Tensor = module(token_ids, embedded)
+        return computed
+
+    return rows
+
+
+def _same_block(name: str, blocks: list[Block]) -> Block:
+    """Find a block by name; a backbone with another head, or none, has the same names but for a prefix."""
+    for block in blocks:
+        if name == block.name or name.endswith(f".{block.name}") or block.name.endswith(f".{name}"):
+            return block
+    raise ValueError(
+        f"expected a backbone with block {name}, got {blocks[0].name} ... {blocks[-1].name}; pass the backbone this "
+        f"adapter was trained on"
+    )
+
+
+def _known(size: int | None) -> int:
+    if size is None:
+        raise ValueError("expected vocab_size and token_dim in adapter_config.json, got none; save the adapter again")
+    return size
+
+
+def _checked(token_ids: Tensor, vocab_size: int) -> Tensor:
+    ids: Tensor = torch.unique(token_ids)
+    if ids.numel() == 0 or int(ids[0]) < 0 or int(ids[-1]) >= vocab_size:
+        raise ValueError(f"expected token ids in [0, {vocab_size}), got {ids.tolist()[:3]} ...; pass ids to keep")
+    return ids
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

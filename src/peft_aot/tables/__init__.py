@@ -1,0 +1,7 @@
+"""Fused lookup tables on disk and in memory; nothing here imports peft or transformers."""
+
+from .format import TABLE_FILE, TableHeader, read_header
+from .fuse import FuseReport, write_table
+from .store import Table
+
+__all__ = ["TABLE_FILE", "FuseReport", "Table", "TableHeader", "read_header", "write_table"]

@@ -1,0 +1,135 @@
+"""Writing a fused table, a chunk of the vocabulary at a time.
+
+Takes functions that compute rows, so that it knows neither adapters nor models. Memory stays flat whatever V, L and D.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .format import ROW_DTYPES, TableHeader
+from .store import Table
+
+RowFunction = Callable[[Tensor], Tensor]
+"""Token ids (U,) int64 -> rows (U, D) of one layer."""
+
+CHUNK_BYTES = 32 * 2**20
+SAMPLED_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """What was written.
+
+    Attributes:
+        path: The table.
+        header: What it says of itself.
+        bytes: Its size.
+        max_row_difference: max |row from the table - row from the factors| over `sampled` random tokens, all layers.
+        sampled: Number of tokens compared.
+    """
+
+    path: Path
+    header: TableHeader
+    bytes: int
+    max_row_difference: float
+    sampled: int
+
+
+def write_table(
+    path: str | Path,
+    header: TableHeader,
+    rows: Mapping[str, RowFunction],
+    token_ids: Tensor | None = None,
+    progress: bool = True,
+) -> FuseReport:
+    """Compute every row of a table and write it, atomically: an interrupted write leaves what was there before.
+
+    Args:
+        path: The file to write or replace.
+        header: Its description; `header.layers` orders the second axis.
+        rows: For each layer the function that computes its rows.
+        token_ids: (V_kept,) int64 ascending: the tokens to keep, if not all.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A report with the difference between rows read back from the file and rows computed anew.
+    """
+    path = Path(path)
+    chunk = max(1, CHUNK_BYTES // (len(header.layers) * header.hidden_size * 4))
+    scales: list[Tensor] = []
+    with _replacing(path) as file:
+        file.write(header.encode())
+        bar = tqdm(total=header.tokens, desc=f"fusing {path.name}", unit="tok", disable=not progress, leave=False)
+        with bar, torch.no_grad():
+            for start in range(0, header.tokens, chunk):
+                stop = min(start + chunk, header.tokens)
+                ids = torch.arange(start, stop) if token_ids is None else token_ids[start:stop]
+                values = _rows_of(ids, header, rows)
+                if header.dtype == "int8":
+                    values, scale = quantize(values)
+                    scales.append(scale)
+                file.write(_raw(values.to(ROW_DTYPES[header.dtype])))
+                bar.update(stop - start)
+        for scale in scales:
+            file.write(_raw(scale))
+        if token_ids is not None and not header.complete:
+            file.write(_raw(token_ids.to(torch.int32)))
+    difference, sampled = _compare(path, header, rows, token_ids)
+    return FuseReport(path, header, path.stat().st_size, difference, sampled)
+
+
+def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize rows (U, L, D) to int8 with one float16 scale per (token, layer).
+
+    Returns:
+        (rows as int8, scales (U, L) float16) such that `rows * scales` is within half a scale of the input.
+    """
+    scales = (rows.abs().amax(dim=-1) / 127).to(torch.float16)
+    # float16 rounds a scale down as often as up: step to the next one up rather than clip the largest value
+    low = scales.float() * 127 < rows.abs().amax(dim=-1)
+    scales = torch.where(low, torch.nextafter(scales, torch.full_like(scales, float("inf"))), scales)
+    divisor = torch.where(scales == 0, 1, scales.float()).unsqueeze(-1)
+    return (rows / divisor).round().clamp(-127, 127).to(torch.int8), scales
+
+
+def _rows_of(ids: Tensor, header: TableHeader, rows: Mapping[str, RowFunction]) -> Tensor:
+    return torch.stack([rows[name](ids).float().cpu() for name in header.layers], dim=1)
+
+
+def _compare(
+    path: Path, header: TableHeader, rows: Mapping[str, RowFunction], token_ids: Tensor | None
+) -> tuple[float, int]:
+    kept = torch.arange(header.tokens) if token_ids is None else token_ids
+    pick = torch.randperm(header.tokens, generator=torch.Generator().manual_seed(0))[:SAMPLED_TOKENS]
+    ids = kept[pick]
+    with torch.no_grad():
+        fused = Table.open(path).rows(ids)
+        return float((fused - _rows_of(ids, header, rows)).abs().max()), len(ids)
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside `path` that takes its place once written and flushed, or disappears."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

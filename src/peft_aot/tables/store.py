@@ -1,0 +1,80 @@
+"""Reading a fused table: mapped into memory, a row touched only when it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .format import TableHeader, read_header
+
+
+class Table:
+    """A fused table on disk, memory-mapped.
+
+    Attributes:
+        header: What the table says of itself.
+    """
+
+    def __init__(self, header: TableHeader, tensors: dict[str, Tensor]) -> None:
+        self.header = header
+        self._rows = tensors["rows"]
+        self._scales = tensors.get("scales")
+        self._slot_of_token: Tensor | None = None
+        kept = tensors.get("token_ids")
+        if kept is not None:
+            self._slot_of_token = torch.full((header.vocab_size,), -1)
+            self._slot_of_token[kept.long()] = torch.arange(header.tokens)
+        self._slot_of_layer = {name: slot for slot, name in enumerate(header.layers)}
+
+    @classmethod
+    def open(cls, path: str | Path, factors_sha256: str | None = None) -> Table:
+        """Map a table.
+
+        Args:
+            path: The file.
+            factors_sha256: If given, the hash of the factors that the rows must have been computed from.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: Truncated, of another dtype or layout than it says, or stale (other factors).
+        """
+        header = read_header(path)
+        if factors_sha256 is not None and header.factors_sha256 != factors_sha256:
+            raise ValueError(
+                f"expected a table of factors {factors_sha256[:12]}, got {path} of factors "
+                f"{header.factors_sha256[:12]} (stale); make it again with `peft-aot fuse`"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                return cls(header, {name: file.get_tensor(name) for name in header.layout()})
+        except SafetensorError as error:
+            raise ValueError(
+                f"expected a readable table, got {path}: {error}; make it again with `peft-aot fuse`"
+            ) from error
+
+    def layer_slot(self, name: str) -> int | None:
+        """Return where a block stands on the layer axis, or None if the table has no rows for it."""
+        return self._slot_of_layer.get(name)
+
+    def missing(self, token_ids: Tensor) -> Tensor | None:
+        """Return a mask (U,) of the tokens that the table does not keep, or None if it keeps the whole vocabulary."""
+        return None if self._slot_of_token is None else self._slot_of_token[token_ids.cpu()] < 0
+
+    def rows(self, token_ids: Tensor) -> Tensor:
+        """Read the rows of tokens, all layers at once.
+
+        Args:
+            token_ids: (U,) int64 on any device; those that the table does not keep get some other token's rows.
+
+        Returns:
+            (U, L, D) on the CPU in the table's dtype, or float32 for int8 tables.
+        """
+        ids = token_ids.cpu()
+        slots = ids if self._slot_of_token is None else self._slot_of_token[ids].clamp_min(0)
+        rows = self._rows.index_select(0, slots)
+        if self._scales is None:
+            return rows
+        return rows.float() * self._scales.index_select(0, slots).float().unsqueeze(-1)
