@@ -51,30 +51,27 @@ def input_embedding(stack: nn.Module) -> nn.Embedding | None:
 def find_blocks(model: nn.Module) -> list[Block]:
     """Find the transformer blocks of every stack of `model` that embeds token ids, in execution order.
 
-    A list of blocks is an outermost `nn.ModuleList` of `GradientCheckpointingLayer`s, which all blocks of transformers
-    are; in a model of other origin, its longest outermost `nn.ModuleList` of one class.
+    A list of blocks is an outermost `nn.ModuleList` below a stack: those of `GradientCheckpointingLayer`s, which most
+    blocks of transformers are, or else the longest.
 
     Raises:
         ValueError: No blocks, no input embedding, or one block that runs several times (ALBERT).
     """
     modules = dict(model.named_modules())
-    lists = _outermost_lists(modules)
-    chosen = {
-        name: blocks for name, blocks in lists.items() if isinstance(_core(blocks[0]), GradientCheckpointingLayer)
-    }
-    if not chosen and not any(isinstance(m, PreTrainedModel) for m in modules.values()):
-        longest = max(lists.values(), key=len, default=None)
-        chosen = {name: blocks for name, blocks in lists.items() if blocks is longest}
+    lists_of: dict[str, dict[str, nn.ModuleList]] = {}
+    for name, blocks in _outermost_lists(modules).items():
+        lists_of.setdefault(_nearest_stack(name, modules), {})[name] = blocks
     found = []
-    for list_name, blocks in chosen.items():
-        stack = _nearest_stack(list_name, modules)
+    for stack_name, lists in lists_of.items():
+        stack = modules[stack_name]
         embedding = input_embedding(stack)
         if embedding is None:
             continue
-        _refuse_shared_blocks(stack, blocks)
-        width = _width(stack, embedding)
-        pattern = list_name.rpartition(".")[2]
-        found += [Block(f"{list_name}.{i}", i, pattern, stack, width) for i in range(len(blocks))]
+        for list_name, blocks in _block_lists(lists).items():
+            _refuse_shared_blocks(stack, blocks)
+            width = _width(stack, embedding)
+            pattern = list_name.rpartition(".")[2]
+            found += [Block(f"{list_name}.{i}", i, pattern, stack, width) for i in range(len(blocks))]
     if not found:
         raise ValueError(
             f"expected a model with transformer blocks (an nn.ModuleList) below an input embedding of token ids, "
@@ -106,13 +103,21 @@ def _outermost_lists(modules: dict[str, nn.Module]) -> dict[str, nn.ModuleList]:
     return lists
 
 
-def _nearest_stack(name: str, modules: dict[str, nn.Module]) -> nn.Module:
+def _block_lists(lists: dict[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
+    named = {name: blocks for name, blocks in lists.items() if isinstance(_core(blocks[0]), GradientCheckpointingLayer)}
+    if named:
+        return named
+    longest = max(lists, key=lambda name: len(lists[name]))
+    return {longest: lists[longest]}
+
+
+def _nearest_stack(name: str, modules: dict[str, nn.Module]) -> str:
     path = name
     while path:
         path = path.rpartition(".")[0]
         if isinstance(modules[path], PreTrainedModel):
-            return modules[path]
-    return modules[""]
+            return path
+    return ""
 
 
 def _width(stack: nn.Module, embedding: nn.Embedding) -> int:

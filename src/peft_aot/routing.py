@@ -165,6 +165,11 @@ class RoutedHead(ModulesToSaveWrapper):
             )
         return torch.stack([_widen(outputs[i], width) for i in range(len(names))])
 
+    def unload_and_optionally_merge_module(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Return the backbone's own head, whatever adapter is active."""
+        original: nn.Module = self.original_module
+        return original
+
 
 def _widen(logits: Tensor, width: int) -> Tensor:
     missing = width - logits.shape[-1]

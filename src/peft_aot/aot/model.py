@@ -57,6 +57,8 @@ class AoTModel(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         # PEFT enters this around every forward and generate; generate clones `inputs_embeds`, whose ids we know here
         ids = token_ids.known_ids(kwargs.get("inputs_embeds"))
+        if kwargs.get("adapter_names") is not None:
+            route_heads(self.model, self)  # here, since PEFT adds some heads only after it has injected the adapter
         with mixed_batch(self, args, kwargs), nullcontext() if ids is None else token_ids.token_ids(ids):
             yield
 
@@ -73,6 +75,16 @@ class AoTModel(BaseTuner):
         config.check_kron_shape()
         self._blocks = {block.name: block for block in chosen}
         return config
+
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
+        super()._check_new_adapter_config(config)
+        adapter_name = next(name for name, known in self.peft_config.items() if known is config)
+        for path, _ in self.model.named_modules():
+            if path.rpartition(".")[2] == adapter_name:
+                raise ValueError(
+                    f"expected an adapter name that no module of the model has, got '{adapter_name}', the name of a "
+                    f"module ({path}), below which PEFT would save nothing; choose another name"
+                )
 
     def _check_backbone(self, config: AoTConfig, blocks: Sequence[Block]) -> None:
         found = {
@@ -109,7 +121,7 @@ class AoTModel(BaseTuner):
         embedding = input_embedding(block.stack)
         if embedding is None:
             raise RuntimeError(f"expected {type(block.stack).__name__} to embed token ids, got no input embedding")
-        token_ids.watch(block.stack)
+        token_ids.watch(block.stack, self.model)
         if not isinstance(target, AoTLayer):
             layer = AoTLayer(target, current_key, self.lookup, adapter_name)
             self._replace_module(parent, target_name, layer, target)
@@ -119,11 +131,6 @@ class AoTModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's version moves `weight` about, which a block does not have
         setattr(parent, child_name, new_module)
-
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Add an adapter to the backbone; see `BaseTuner.inject_adapter`."""
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        route_heads(self.model, self)
 
     # the life of adapters
 
@@ -167,7 +174,8 @@ class AoTModel(BaseTuner):
         self.lookup.detach(adapter_name)
 
     def unload(self) -> nn.Module:
-        """Return the backbone as it was before any adapter, hooks removed."""
+        """Return the backbone as it was before any adapter: its own heads, hooks removed."""
+        route_heads(self.model, self)
         model: nn.Module = super().unload()
         token_ids.unwatch(model)
         return model

@@ -80,15 +80,19 @@ def known_ids(embeddings: object) -> Tensor | None:
     return getattr(embeddings, "_aot_token_ids", None)
 
 
-def watch(stack: nn.Module) -> None:
-    """Make `stack` open a `StackCall` whenever it is called; watching twice changes nothing."""
-    embedding = input_embedding(stack)
-    if embedding is None or _is_watched(stack):
-        return
-    stack.register_forward_pre_hook(_open_call, with_kwargs=True)
-    stack.register_forward_hook(_close_call, always_call=True)
-    if _note_ids not in embedding._forward_hooks.values():
-        embedding.register_forward_hook(_note_ids, with_kwargs=True)
+def watch(stack: nn.Module, model: nn.Module) -> None:
+    """Make `stack` open a `StackCall` whenever it is called; watching twice changes nothing.
+
+    Args:
+        stack: Owns blocks.
+        model: The whole model, whose own input embedding may be another module than the stack's (T5, BART).
+    """
+    if _open_call not in stack._forward_pre_hooks.values():
+        stack.register_forward_pre_hook(_open_call, with_kwargs=True)
+        stack.register_forward_hook(_close_call, always_call=True)
+    for embedding in (input_embedding(stack), input_embedding(model)):
+        if embedding is not None and _note_ids not in embedding._forward_hooks.values():
+            embedding.register_forward_hook(_note_ids, with_kwargs=True)
 
 
 def unwatch(model: nn.Module) -> None:
@@ -105,10 +109,6 @@ def unwatch(model: nn.Module) -> None:
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_always_called.pop(key, None)
-
-
-def _is_watched(stack: nn.Module) -> bool:
-    return _open_call in stack._forward_pre_hooks.values()
 
 
 def _open_call(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
