@@ -7,7 +7,6 @@ nothing of what an adapter computes.
 
 from __future__ import annotations
 
-import difflib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
+
+from peft_aot.suggestions import did_you_mean
 
 BASE = "__base__"
 
@@ -74,9 +75,8 @@ def check_names(adapter_names: object, known: Sequence[str]) -> tuple[str, ...]:
         raise ValueError("expected one adapter name per example, got an empty adapter_names; leave the argument out")
     for name in adapter_names:
         if name != BASE and name not in known:
-            close = difflib.get_close_matches(name, [*known, BASE], n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "load it with load_adapter first"
-            raise ValueError(f"expected adapter names among {[*known, BASE]}, got unknown '{name}'; {hint}")
+            hint = did_you_mean(name, [*known, BASE])
+            raise ValueError(f"expected the names of loaded adapters, got unknown '{name}'; {hint} or load it first")
     return tuple(adapter_names)
 
 

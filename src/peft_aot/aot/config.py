@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +9,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 from peft_aot.ops import ACTIVATIONS
+from peft_aot.suggestions import did_you_mean
 from peft_aot.tables.format import ROW_DTYPES
 
 
@@ -116,6 +116,4 @@ class AoTConfig(PeftConfig):
 def _check_choice(name: str, value: object, choices: list[str]) -> None:
     if value in choices:
         return
-    close = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else "choose one of them"
-    raise ValueError(f"expected {name} to be one of {choices}, got {value!r}; {hint}")
+    raise ValueError(f"expected a known {name}, got {value!r}; {did_you_mean(str(value), choices)}")
