@@ -14,7 +14,7 @@ demo: $(VENV)/plots.stamp $(VENV)/carriers.stamp
 	$(BIN)/peft-aot demo $(ARGS)
 
 test: $(VENV)/dev.stamp $(VENV)/carriers.stamp
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --timeout 300 $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 300 $(ARGS)
 
 test-slow: $(VENV)/dev.stamp $(VENV)/carriers.stamp
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "slow and not gpu" --timeout 1800 $(ARGS)

@@ -52,14 +52,14 @@ def test_bytes_in_words(number, text):
 def test_cells_match_columns_and_numbers():
     cells = table_cells(LORA)
     assert len(cells) == len(COLUMNS)
-    assert cells == ("LoRA", "97.7%", "150,151", "600 kB", "27 s", "1.20x (1.19-1.25)")
+    assert cells == ("LoRA", "97.7%", "150,151", "600 kB", "27 s", "1.20 (1.19-1.25)")
 
 
 def test_markdown_is_a_table_with_its_conditions():
     page = markdown(COMPARISON, "c.png")
     table = [line for line in page.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    assert "| AoT fused | 97.4% | 298,000 | 142 MB | 24 s | 1.02x (0.99-1.06) |" in table
+    assert "| AoT fused | 97.4% | 298,000 | 142 MB | 24 s | 1.02 (0.99-1.06) |" in table
     assert "](c.png)" in page
     for sentence in conditions(COMPARISON):
         assert sentence in page

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
@@ -63,10 +64,12 @@ def _patch_peft_model() -> None:
     files = importlib.import_module("peft_aot.aot.files")
     tuner = importlib.import_module("peft_aot.aot.model").AoTModel
 
-    def save_pretrained(original: Callable[..., Any], self: PeftModel, save_directory: str, **kwargs: Any) -> Any:
+    def save_pretrained(original: Callable[..., Any], self: PeftModel, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.base_model, tuner):
-            return files.save_adapters(self, functools.partial(original, self), save_directory, **kwargs)
-        return original(self, save_directory, **kwargs)
+            named = inspect.signature(original).bind(self, *args, **kwargs).arguments
+            named.pop("self")
+            return files.save_adapters(self, functools.partial(original, self), **named.pop("kwargs", {}), **named)
+        return original(self, *args, **kwargs)
 
     def load_adapter(
         original: Callable[..., Any], self: PeftModel, model_id: str, adapter_name: str, *args: Any, **kwargs: Any
@@ -76,14 +79,13 @@ def _patch_peft_model() -> None:
         use_table = kwargs.pop("use_table", True)
         files.finish_save(model_id, kwargs.get("subfolder"))
         result = original(self, model_id, adapter_name, *args, **kwargs)
-        if use_table:
-            files.load_table(self, model_id, adapter_name, **kwargs)
+        files.adapter_loaded(self, model_id, adapter_name, use_table, **kwargs)
         return result
 
-    def push_to_hub(original: Callable[..., Any], self: PeftModel, repo_id: str, **kwargs: Any) -> Any:
+    def push_to_hub(original: Callable[..., Any], self: PeftModel, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.base_model, tuner):
-            return files.push_adapters(self, repo_id, **kwargs)
-        return original(self, repo_id, **kwargs)
+            return files.push_adapters(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
 
     for replacement in (save_pretrained, load_adapter, push_to_hub):
         _replace(PeftModel, replacement.__name__, replacement)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCard
 if TYPE_CHECKING:
     from peft_aot.aot.config import AoTConfig
 
+TASK_FILE = "task.json"
 START, END = "<!-- peft_aot: start -->", "<!-- peft_aot: end -->"
 LOADERS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -21,45 +23,63 @@ LOADERS = {
 }
 
 
-def complete_card(source: Path, target: Path, adapter_name: str, config: AoTConfig, fused: bool) -> None:
-    """Write the card of one adapter.
+NOT_FUSED = "No fused table is included; `peft-aot fuse DIR` makes one."
+FUSED = "A fused lookup table ({dtype}) is included: inference reads one row per token."
+
+
+def complete_card(source: Path, target: Path, sections: Sequence[str]) -> None:
+    """Write a card that says what a folder of adapters holds.
 
     Args:
-        source: The card that PEFT wrote.
-        target: Where to write the completed card; `task.json` beside it, if there, tells task and scores.
-        adapter_name: The adapter's name.
-        config: Its configuration.
-        fused: Whether a table is saved with it.
+        source: The card that PEFT wrote, or an earlier one; what people added to it is kept.
+        target: Where to write the completed card.
+        sections: One per adapter, from `describe`.
     """
     card = ModelCard.load(source)
     card.data.tags = sorted({*(card.data.tags or []), "peft_aot", "aot-p-tuning"})
     before, _, rest = card.text.partition(START)
     after = rest.partition(END)[2] if rest else ""
-    section = describe(adapter_name, config, fused, read_task(target.parent))
+    section = "\n\n".join(sections)
     card.text = f"{before.rstrip()}\n\n{START}\n{section}\n{END}{after}"
     card.save(target)
 
 
+def state_table(folder: Path, dtype: str) -> None:
+    """Say in the card of a folder, if it has one, that a table has been fused into it since."""
+    path = folder / "README.md"
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        if NOT_FUSED in text:
+            path.write_text(text.replace(NOT_FUSED, FUSED.format(dtype=dtype)), encoding="utf-8")
+
+
 def read_task(folder: Path) -> dict[str, object]:
-    """Read the `task.json` of an adapter's folder; empty if there is none."""
-    path = folder / "task.json"
-    if not path.is_file():
+    """Read the `task.json` of an adapter's folder; empty if there is none that can be read."""
+    try:
+        content = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a card without scores is better than no saved adapter
         return {}
-    content: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return content if isinstance(content, dict) else {}
 
 
-def describe(adapter_name: str, config: AoTConfig, fused: bool, task: dict[str, object]) -> str:
-    """Return the section of the card that `complete_card` adds, as Markdown."""
+def describe(
+    adapter_name: str, config: AoTConfig, fused: bool, task: dict[str, object], subfolder: str | None = None
+) -> str:
+    """Return the section of the card about one adapter, as Markdown.
+
+    Args:
+        adapter_name: The adapter's name.
+        config: Its configuration.
+        fused: Whether a table is saved with it.
+        task: What its `task.json` says, see `read_task`.
+        subfolder: Where the adapter stands below the folder of the card, if not in it.
+    """
     kind = "FC" if config.reparam == "fc" else "Kronecker"
     backbone = config.base_model_name_or_path or "the backbone it was trained on"
     task_type = str(getattr(config.task_type, "value", config.task_type) or "")
     loader = LOADERS.get(task_type, "AutoModel")
-    table = (
-        f"A fused lookup table ({config.table_dtype}) is included: inference reads one row per token."
-        if fused
-        else "No fused table is included; `peft-aot fuse DIR` makes one."
-    )
+    table = FUSED.format(dtype=config.table_dtype) if fused else NOT_FUSED
+    inside = f', subfolder="{subfolder}"' if subfolder else ""
     lines = [
         "## AoT P-Tuning adapter",
         "",
@@ -67,12 +87,12 @@ def describe(adapter_name: str, config: AoTConfig, fused: bool, task: dict[str, 
         f"{config.num_layers} blocks, vocabulary {config.vocab_size}) for `{backbone}`: before every transformer block "
         f"it adds a learned row, looked up by token id, to the hidden state. {table}",
         "",
-        f"Task: {task.get('name') or task_type or 'not stated'}.",
+        f"Task: {task.get('task') or task_type or 'not stated'}.",
     ]
     scores = task.get("scores")
     if isinstance(scores, dict) and scores:
         lines += ["", "| metric | validation score |", "|---|---|"]
-        lines += [f"| {name} | {value:.4f} |" for name, value in scores.items() if isinstance(value, float)]
+        lines += [f"| {name} | {value:.4f} |" for name, value in scores.items() if isinstance(value, (int, float))]
     lines += [
         "",
         "```python",
@@ -81,7 +101,8 @@ def describe(adapter_name: str, config: AoTConfig, fused: bool, task: dict[str, 
         f"from transformers import {loader}",
         "",
         f'backbone = {loader}.from_pretrained("{backbone}")',
-        f'model = PeftModel.from_pretrained(backbone, "<this folder or repository>", adapter_name="{adapter_name}")',
+        'adapter = "<this folder or repository>"',
+        f'model = PeftModel.from_pretrained(backbone, adapter{inside}, adapter_name="{adapter_name}")',
         "```",
     ]
     return "\n".join(lines)

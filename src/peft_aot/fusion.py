@@ -15,6 +15,7 @@ from transformers import AutoModel
 from peft_aot.aot.config import AoTConfig
 from peft_aot.aot.reparam import RowsModule, make_rows
 from peft_aot.backbone import Block, find_blocks, input_embedding, vocabulary_size
+from peft_aot.card import state_table
 from peft_aot.staging import finish
 from peft_aot.tables import TABLE_FILE, FuseReport, TableHeader, write_table
 from peft_aot.tables.format import ROW_DTYPES, factors_hash
@@ -65,9 +66,14 @@ def fuse(
     if token_ids is not None:
         token_ids = _checked(token_ids, header.vocab_size)
         header = TableHeader(**{**header.__dict__, "tokens": len(token_ids)})
-    backbone = load_backbone(base_model if base_model is not None else config.base_model_name_or_path)
-    rows = row_functions(config, factors, backbone)
-    return write_table(adapter_dir / TABLE_FILE, header, rows, token_ids, progress)
+    if base_model is None:
+        base_model, revision = config.base_model_name_or_path, config.revision
+    else:
+        revision = None
+    rows = row_functions(config, factors, load_backbone(base_model, revision))
+    report = write_table(adapter_dir / TABLE_FILE, header, rows, token_ids, progress)
+    state_table(adapter_dir, header.dtype)
+    return report
 
 
 def read_adapter(adapter_dir: Path) -> tuple[AoTConfig, dict[tuple[str, str], Tensor]]:
@@ -108,14 +114,14 @@ def read_factors(weights: Path) -> dict[tuple[str, str], Tensor]:
     return dict(sorted(found.items(), key=lambda item: (_natural(item[0][0]), item[0][1])))
 
 
-def load_backbone(base_model: str | Path | nn.Module | None) -> nn.Module:
-    """Return the backbone as a module, loading it if a path or hub id is given."""
+def load_backbone(base_model: str | Path | nn.Module | None, revision: str | None = None) -> nn.Module:
+    """Return the backbone as a module, loading it (at a revision) if a path or hub id is given."""
     if isinstance(base_model, nn.Module):
         return base_model
     if base_model is None:
         raise ValueError("expected a base model, got none in the adapter's configuration; pass base_model")
     try:
-        model: nn.Module = AutoModel.from_pretrained(str(base_model))
+        model: nn.Module = AutoModel.from_pretrained(str(base_model), revision=revision or "main")
     except OSError as error:
         raise ValueError(
             f"expected a backbone at '{base_model}', got none there or on the hub ({error}); pass base_model as a path"
@@ -142,15 +148,20 @@ def row_functions(
                 f"expected a backbone with vocabulary {config.vocab_size} and width {config.token_dim}, got "
                 f"{vocab_size} and {block.width}; pass the backbone this adapter was trained on"
             )
-        module = make_rows(config, embedding.embedding_dim, block.width)
-        module.load_state_dict({factor: t.float() for (owner, factor), t in factors.items() if owner == name})
+        with torch.device("meta"):  # drawing initial values would disturb the random state of a training run
+            module = make_rows(config, embedding.embedding_dim, block.width)
+        own = {factor: tensor.float() for (owner, factor), tensor in factors.items() if owner == name}
+        module.load_state_dict(own, assign=True)
         functions[name] = _row_function(module.eval().requires_grad_(False), embedding)
     return functions
 
 
 def _row_function(module: RowsModule, embedding: nn.Embedding) -> RowFunction:
     def rows(token_ids: Tensor) -> Tensor:
-        embedded: Tensor = embedding.forward(token_ids.to(embedding.weight.device)).float().cpu()
+        # an offloaded embedding is on the "meta" device; accelerate's `forward` brings its weight and moves the ids
+        device = embedding.weight.device
+        embedded: Tensor = embedding.forward(token_ids if device.type == "meta" else token_ids.to(device))
+        embedded = embedded.float().cpu()
         computed: Tensor = module(token_ids, embedded)
         return computed
 

@@ -8,6 +8,7 @@ has therefore read the one that belongs to the files.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,11 @@ def staged(destination: str | Path, marker: str, remove: Sequence[str] = ()) -> 
     destination = Path(destination)
     finish(destination, marker)
     folder, ready = destination / WRITING, destination / READY
+    if ready.is_dir():  # not final; in one step, since a half-deleted one without its marker would look final
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(ready, folder)
+    if folder.is_dir():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -42,7 +48,7 @@ def staged(destination: str | Path, marker: str, remove: Sequence[str] = ()) -> 
         for name in remove:
             if not (folder / name).exists():
                 (folder / f"{name}{REMOVED}").touch()
-        for path in folder.rglob("*"):
+        for path in (*folder.rglob("*"), folder):
             _flush(path)
         os.rename(folder, ready)
     except BaseException:
@@ -53,24 +59,25 @@ def staged(destination: str | Path, marker: str, remove: Sequence[str] = ()) -> 
 
 
 def finish(destination: str | Path, marker: str) -> None:
-    """Complete a save that was interrupted after it had become final, and discard any other."""
+    """Complete a save that was interrupted after it had become final.
+
+    A save that is not final is left alone: another process may be at it. The next save discards it.
+    """
     destination = Path(destination)
-    if (destination / WRITING).is_dir():
-        shutil.rmtree(destination / WRITING)
     ready = destination / READY
-    if not ready.is_dir():
+    if not ready.is_dir() or (ready / marker).exists():
         return
-    if not (ready / marker).exists():
-        for path in sorted(p for p in ready.rglob("*") if p.is_file()):
-            target = destination / path.relative_to(ready)
+    for path in sorted(p for p in ready.rglob("*") if p.is_file()):
+        target = destination / path.relative_to(ready)
+        with contextlib.suppress(FileNotFoundError):  # another process finishes the same save
             if path.suffix == REMOVED:
                 target.with_suffix("").unlink(missing_ok=True)
                 path.unlink()
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
-        _flush(destination)
-    shutil.rmtree(ready)
+    _flush(destination)
+    shutil.rmtree(ready, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-
 REGISTRATION = Path(__file__).parents[2] / "src" / "peft_aot" / "_registration.py"
 
 

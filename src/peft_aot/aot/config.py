@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -75,16 +76,16 @@ class AoTConfig(PeftConfig):
         if isinstance(self.target_modules, (list, tuple, set)):
             self.target_modules = sorted(self.target_modules)
         if self.kron_shape is not None:
-            self.kron_shape = (int(self.kron_shape[0]), int(self.kron_shape[1]))
+            self.kron_shape = _pair("kron_shape", self.kron_shape)
         self._check()
 
     def _check(self) -> None:
-        if not isinstance(self.r, int) or self.r <= 0:
+        if type(self.r) is not int or self.r <= 0:
             raise ValueError(f"expected r to be a positive integer, got {self.r!r}; 64 is a good start")
         _check_choice("reparam", self.reparam, ["fc", "kron"])
         _check_choice("activation", self.activation, sorted(ACTIVATIONS))
         _check_choice("table_dtype", self.table_dtype, sorted(ROW_DTYPES))
-        if not 0.0 <= self.dropout < 1.0:
+        if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"expected dropout in [0, 1), got {self.dropout!r}; 0 switches it off")
         if self.kron_shape is not None:
             if self.reparam != "kron":
@@ -111,6 +112,12 @@ class AoTConfig(PeftConfig):
                 f"expected kron_shape (a, b) with a * b >= {self.vocab_size} (the vocabulary), got "
                 f"{a} * {b} = {a * b}; raise one of them or leave kron_shape out"
             )
+
+
+def _pair(name: str, value: Sequence[int]) -> tuple[int, int]:
+    if not isinstance(value, (list, tuple)) or [type(part) for part in value] != [int, int]:
+        raise ValueError(f"expected {name} to be a pair of integers (a, b), got {value!r}; leave it out for a default")
+    return value[0], value[1]
 
 
 def _check_choice(name: str, value: object, choices: list[str]) -> None:

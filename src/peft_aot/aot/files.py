@@ -5,10 +5,13 @@ Called in place of `PeftModel`'s own methods (see `_registration`); other method
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,10 @@ import huggingface_hub
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from peft_aot import fusion
-from peft_aot.card import complete_card
+from peft_aot.card import TASK_FILE, complete_card, describe, read_task
 from peft_aot.staging import finish, staged
 from peft_aot.tables import TABLE_FILE, Table
 from peft_aot.tables.format import factors_hash
@@ -27,7 +30,23 @@ from peft_aot.tables.format import factors_hash
 from .model import AoTModel, as_aot
 
 CARD_FILE = "README.md"
-HUB_ARGUMENTS = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
+REPLACED = (TABLE_FILE, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+HUB_ARGUMENTS = frozenset(inspect.signature(huggingface_hub.hf_hub_download).parameters) - {"repo_id", "filename"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an adapter was loaded from or saved to, as long as its factors are still those.
+
+    Attributes:
+        model_id: Folder or hub id.
+        hub: Arguments of the hub, such as `subfolder` and `revision`.
+        versions: From `Lookup.factor_versions`.
+    """
+
+    model_id: str | Path
+    hub: dict[str, Any]
+    versions: tuple[int, ...]
 
 
 def save_adapters(
@@ -52,6 +71,9 @@ def save_adapters(
         is_main_process: False writes nothing.
         safe_serialization: Must be true for adapters with a table.
         kwargs: Passed on.
+
+    Raises:
+        ValueError: A table is wanted beside factors that are not to be saved as safetensors.
     """
     kwargs.update(
         selected_adapters=selected_adapters, is_main_process=is_main_process, safe_serialization=safe_serialization
@@ -61,27 +83,80 @@ def save_adapters(
     if not is_main_process or target.is_file() or any(name not in model.peft_config for name in names):
         save(str(save_directory), **kwargs)  # nothing to write, or PEFT's own refusal
         return
-    with tempfile.TemporaryDirectory(prefix=".peft_aot_", dir=_existing_parent(target)) as scratch:
+    configs = {name: as_aot(model.peft_config[name]) for name in names}
+    wanted = {name: config.fuse_on_save if fuse is None else fuse for name, config in configs.items()}
+    if any(wanted.values()) and not safe_serialization:
+        raise ValueError(
+            "expected safe_serialization=True for an adapter saved with its table, got False; leave it out, or pass "
+            "fuse=False"
+        )
+    sections = []
+    with tempfile.TemporaryDirectory(prefix=".peft_aot_", dir=_existing_parent(target)) as directory:
+        scratch = Path(directory)
         if (target / CARD_FILE).is_file():
             shutil.copy(target / CARD_FILE, scratch)  # PEFT updates the card that is there
-        save(scratch, **kwargs)
-        for name in names:
-            source = Path(scratch) if name == "default" else Path(scratch) / name
-            destination = target if name == "default" else target / name
-            with staged(destination, fusion.CONFIG_FILE, remove=[TABLE_FILE]) as folder:
+        save(str(scratch), **kwargs)
+        for name, config in configs.items():
+            subfolder = None if name == "default" else name
+            source, destination = scratch / (subfolder or ""), target / (subfolder or "")
+            with staged(destination, fusion.CONFIG_FILE, REPLACED) as folder:
                 for path in source.iterdir():
                     if path.is_file() and path.name != CARD_FILE:
                         shutil.move(path, folder)
-                config = as_aot(model.peft_config[name])
-                wanted = config.fuse_on_save if fuse is None else fuse
-                if wanted:
-                    fusion.fuse(folder, model.get_base_model())
-                card = Path(scratch) / CARD_FILE
-                complete_card(card, folder / CARD_FILE, name, config, fused=wanted)
+                fused = wanted[name] and _fuse(folder, model)
+                task = read_task(destination)
+                card = destination / CARD_FILE if subfolder and (destination / CARD_FILE).is_file() else None
+                complete_card(card or scratch / CARD_FILE, folder / CARD_FILE, [describe(name, config, fused, task)])
+            sections.append(describe(name, config, fused, task, subfolder))
+            _remember(model, name, destination, {})
+        if "default" not in names:
+            complete_card(scratch / CARD_FILE, scratch / CARD_FILE, sections)
+            with contextlib.suppress(OSError):
+                shutil.move(scratch / CARD_FILE, target / CARD_FILE)
 
 
-def load_table(model: PeftModel, model_id: str | Path, adapter_name: str, **kwargs: Any) -> None:
-    """Find the table of an adapter that was just loaded, check it and use it in inference.
+def _fuse(folder: Path, model: PeftModel) -> bool:
+    try:
+        fusion.fuse(folder, model.get_base_model())
+    except ValueError as error:  # a table is a cache: what was trained is worth saving without it
+        warnings.warn(f"{error}. The adapter is saved without its table.", stacklevel=4)
+        return False
+    return True
+
+
+def _remember(model: PeftModel, adapter_name: str, model_id: str | Path, hub: dict[str, Any]) -> None:
+    tuner = _tuner(model)
+    tuner.sources[adapter_name] = Source(model_id, hub, tuner.lookup.factor_versions(adapter_name))
+
+
+def _tuner(model: PeftModel) -> AoTModel:
+    tuner = model.base_model
+    if not isinstance(tuner, AoTModel):
+        raise TypeError(f"expected a model with AoT adapters, got {type(tuner).__name__}; only AoT has tables")
+    return tuner
+
+
+def adapter_loaded(
+    model: PeftModel, model_id: str | Path, adapter_name: str, use_table: bool = True, **kwargs: Any
+) -> None:
+    """Take note of an adapter that was just loaded, and use its table if it has one.
+
+    Args:
+        model: The model that `load_adapter` has loaded the adapter into.
+        model_id: The folder or hub id it came from.
+        adapter_name: Its name in the model.
+        use_table: False computes rows from the factors even if there is a table.
+        kwargs: The other arguments of `load_adapter`.
+    """
+    hub = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
+    _tuner(model).lookup.detach(adapter_name)
+    _remember(model, adapter_name, model_id, hub)
+    if use_table:
+        load_table(model, model_id, adapter_name, **hub)
+
+
+def load_table(model: PeftModel, model_id: str | Path, adapter_name: str, **hub: Any) -> None:
+    """Find the table of an adapter whose factors were just loaded, check it and use it in inference.
 
     A table that is damaged, stale or of another backbone is left alone with a warning: the factors give right rows.
 
@@ -89,16 +164,12 @@ def load_table(model: PeftModel, model_id: str | Path, adapter_name: str, **kwar
         model: The model that `load_adapter` has loaded the adapter into.
         model_id: The folder or hub id it came from.
         adapter_name: Its name in the model.
-        kwargs: The hub's arguments, such as `subfolder`, `revision` and `token`.
+        hub: The hub's arguments, such as `subfolder`, `revision` and `token`.
     """
-    tuner = model.base_model
-    if not isinstance(tuner, AoTModel):
-        raise TypeError(f"expected a model with AoT adapters, got {type(tuner).__name__}; only AoT has tables")
-    tuner.lookup.detach(adapter_name)
+    tuner = _tuner(model)
     config = as_aot(model.peft_config[adapter_name])
     if not config.inference_mode:
         return  # about to be trained: rows would be stale at once
-    hub = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
     path = adapter_file(model_id, TABLE_FILE, **hub)
     weights = adapter_file(model_id, SAFETENSORS_WEIGHTS_NAME, **hub)
     if path is None or weights is None:
@@ -113,7 +184,7 @@ def load_table(model: PeftModel, model_id: str | Path, adapter_name: str, **kwar
                 f"{table.header.vocab_size} and {table.header.hidden_size}; make it again with `peft-aot fuse`"
             )
     except ValueError as error:
-        warnings.warn(f"{error}. Until then the factors are used.", stacklevel=3)
+        warnings.warn(f"{error}. Until then the factors are used.", stacklevel=4)
         return
     tuner.lookup.attach(adapter_name, table)
 
@@ -130,7 +201,7 @@ def adapter_file(model_id: str | Path, name: str, subfolder: str | None = None, 
 
 
 def finish_save(model_id: str | Path, subfolder: str | None = None) -> None:
-    """Complete or discard a save into a local folder that was interrupted."""
+    """Complete a save into a local folder that was interrupted after it had become final."""
     local = Path(model_id, subfolder) if subfolder else Path(model_id)
     if local.is_dir():
         finish(local, fusion.CONFIG_FILE)
@@ -141,37 +212,48 @@ def push_adapters(
     repo_id: str,
     *,
     fuse: bool | None = None,
-    commit_message: str = "Upload AoT adapter",
+    commit_message: str | None = None,
+    commit_description: str | None = None,
     private: bool | None = None,
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    max_shard_size: int | str | None = None,
     tags: list[str] | None = None,
     **kwargs: Any,
-) -> str:
+) -> huggingface_hub.CommitInfo:
     """Save to a scratch folder and upload it, table included or left out.
+
+    The `task.json` of an adapter that is as it was loaded or saved goes along, for its scores.
 
     Args:
         model: The model whose adapters to push.
         repo_id: `user/name` on the hub; created if needed.
         fuse: Whether to include tables; by default each adapter's `fuse_on_save`.
         commit_message: Of the upload.
+        commit_description: Of the upload.
         private: Whether a new repository is private.
         token: To authenticate with; by default the one stored by `hf auth login`.
-        revision: Branch to upload to.
+        revision: Branch to upload to; created if needed.
         create_pr: Open a pull request instead of committing.
+        max_shard_size: Ignored: adapters are not sharded.
         tags: More tags for the model card.
         kwargs: Passed on to `save_pretrained`.
 
     Returns:
-        The address of the commit.
+        The commit, a str that is its address.
     """
     repo_id = huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-    kwargs.pop("max_shard_size", None)
+    if revision is not None and not revision.startswith("refs/pr"):
+        huggingface_hub.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+    names = kwargs.get("selected_adapters") or list(model.peft_config)
     with tempfile.TemporaryDirectory() as scratch:
         existing = adapter_file(repo_id, CARD_FILE, token=token, revision=revision)
         if existing is not None:
             shutil.copy(existing, scratch)
+        folders = {name: Path(scratch, "" if name == "default" else name) for name in names}
+        for name, folder in folders.items():
+            _copy_task(model, name, folder)
         model.save_pretrained(scratch, fuse=fuse, **kwargs)
         if tags:
             for path in Path(scratch).rglob(CARD_FILE):
@@ -181,12 +263,26 @@ def push_adapters(
         commit = huggingface_hub.upload_folder(
             repo_id=repo_id,
             folder_path=scratch,
-            commit_message=commit_message,
+            commit_message=commit_message or "Upload AoT adapter",
+            commit_description=commit_description,
             token=token,
             revision=revision,
             create_pr=create_pr,
+            # an older table would be stale
+            delete_patterns=[str(folder.relative_to(scratch) / TABLE_FILE) for folder in folders.values()],
         )
-    return str(commit)
+    return commit
+
+
+def _copy_task(model: PeftModel, adapter_name: str, folder: Path) -> None:
+    tuner = _tuner(model)
+    source = tuner.sources.get(adapter_name)
+    if source is None or source.versions != tuner.lookup.factor_versions(adapter_name):
+        return  # trained since: its scores are not known
+    task = adapter_file(source.model_id, TASK_FILE, **source.hub)
+    if task is not None:
+        folder.mkdir(exist_ok=True)
+        shutil.copy(task, folder)
 
 
 def _existing_parent(path: Path) -> Path:

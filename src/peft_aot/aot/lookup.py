@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -19,7 +20,6 @@ from peft_aot.ops import Placement, add_rows, place_distinct, place_every
 from peft_aot.routing import BASE, tasks_of
 from peft_aot.tables import Table
 
-from .reparam import RowsModule
 from .token_ids import StackCall, current_call
 
 
@@ -43,17 +43,31 @@ class Lookup:
 
     Args:
         tuner: The tuner that owns the layers; identifies the calls that concern them.
+
+    Attributes:
+        tables: Fused tables by adapter name.
+        rows: Of every layer, its modules by adapter name.
     """
 
     def __init__(self, tuner: BaseTuner) -> None:
         self.tuner = tuner
         self.tables: dict[str, Table] = {}
+        self.rows: list[nn.ModuleDict] = []
         self._versions: dict[str, tuple[int, ...]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copied tensors count their versions anew, so that a copy keeps only tables that are fresh now
+        fresh = {name: table for name, table in self.tables.items() if self._unchanged(name)}
+        return {**self.__dict__, "tables": fresh, "_versions": {}}
+
+    def modules_of(self, adapter_name: str) -> list[nn.Module]:
+        """Return the adapter's modules, one per wrapped block in the order of wrapping."""
+        return [rows[adapter_name] for rows in self.rows if adapter_name in rows]
 
     def attach(self, adapter_name: str, table: Table) -> None:
         """Use `table` for an adapter in inference, until its factors change."""
         self.tables[adapter_name] = table
-        self._versions.pop(adapter_name, None)
+        self._versions[adapter_name] = self.factor_versions(adapter_name)
 
     def detach(self, adapter_name: str) -> None:
         """Forget an adapter's table, if it has one."""
@@ -144,7 +158,7 @@ class Lookup:
         tokens: Tensor,
         embeddings: Tensor,
     ) -> Tensor:
-        table = self._usable_table(name, module)
+        table = self._usable_table(call, name)
         slot = None if table is None else table.layer_slot(block)
         if table is None or slot is None:
             computed: Tensor = module(tokens, embeddings)
@@ -160,32 +174,39 @@ class Lookup:
             values[missing] = module(tokens[where], embeddings[where]).to(values)
         return values
 
-    def _usable_table(self, name: str, module: nn.Module) -> Table | None:
+    def _usable_table(self, call: StackCall, name: str) -> Table | None:
+        key = ("table", name)
+        if key not in call.memo:
+            call.memo[key] = self._table_if_right(name)
+        table: Table | None = call.memo[key]
+        return table
+
+    def _table_if_right(self, name: str) -> Table | None:
         table = self.tables.get(name)
         if table is None:
             return None
-        trainable = any(p.requires_grad for p in module.parameters())
-        if trainable and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        factors = [p for m in self.modules_of(name) for p in m.parameters()]
+        compiling = torch.compiler.is_compiling()
+        if (torch.is_grad_enabled() or compiling) and any(p.requires_grad for p in factors):
             return None
-        if torch.compiler.is_compiling():
+        if compiling:
             return table
-        return table if self._is_fresh(name) else None
-
-    def _is_fresh(self, name: str) -> bool:
-        versions = self._factor_versions(name)
-        if self._versions.setdefault(name, versions) == versions:
-            return True
+        if self._unchanged(name):
+            return table
         self.detach(name)
         warnings.warn(
             f"the factors of adapter '{name}' have changed since its fused table was loaded; the factors are used, "
             f"save the adapter to fuse them again",
             stacklevel=2,
         )
-        return False
+        return None
 
-    def _factor_versions(self, name: str) -> tuple[int, ...]:
-        modules: list[RowsModule] = self.tuner.rows_modules(name)
-        return tuple(p._version for m in modules for p in m.parameters())
+    def _unchanged(self, name: str) -> bool:
+        return self._versions.setdefault(name, self.factor_versions(name)) == self.factor_versions(name)
+
+    def factor_versions(self, name: str) -> tuple[int, ...]:
+        """Return a fingerprint of an adapter's factors that every change in place changes."""
+        return tuple(p._version for m in self.modules_of(name) for p in m.parameters())
 
 
 def _check_range(placement: Placement, vocab_size: int) -> None:

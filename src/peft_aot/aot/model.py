@@ -23,7 +23,7 @@ from .combine import combined_config
 from .config import AoTConfig
 from .layer import CANNOT_MERGE, AoTLayer
 from .lookup import Lookup
-from .reparam import RowsModule, set_combination
+from .reparam import set_combination
 
 
 class AoTModel(BaseTuner):
@@ -44,6 +44,7 @@ class AoTModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.lookup = Lookup(self)
+        self.sources: dict[str, Any] = {}  # kept by `files`
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the backbone; in a mixed batch, check first that every example has an adapter name."""
@@ -125,6 +126,7 @@ class AoTModel(BaseTuner):
         if not isinstance(target, AoTLayer):
             layer = AoTLayer(target, current_key, self.lookup, adapter_name)
             self._replace_module(parent, target_name, layer, target)
+            self.lookup.rows.append(layer.aot_rows)
             target = layer
         target.update_layer(adapter_name, as_aot(peft_config), embedding.embedding_dim, block.width)
 
@@ -133,11 +135,6 @@ class AoTModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     # the life of adapters
-
-    def rows_modules(self, adapter_name: str) -> list[RowsModule]:
-        """Return the adapter's modules, one per wrapped block in the order of the blocks."""
-        layers = (m for m in self.model.modules() if isinstance(m, AoTLayer))
-        return [layer.rows_of(adapter_name) for layer in layers if adapter_name in layer.aot_rows]
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
@@ -172,6 +169,7 @@ class AoTModel(BaseTuner):
         """Delete an adapter and forget its table."""
         super().delete_adapter(adapter_name)
         self.lookup.detach(adapter_name)
+        self.sources.pop(adapter_name, None)
 
     def unload(self) -> nn.Module:
         """Return the backbone as it was before any adapter: its own heads, hooks removed."""

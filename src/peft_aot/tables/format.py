@@ -125,10 +125,10 @@ def read_header(path: str | Path) -> TableHeader:
             raise ValueError(f"expected a complete table, got {path} truncated at {size} bytes; {remedy}")
         try:
             entries = json.loads(file.read(length))
-        except ValueError as error:
-            raise ValueError(f"expected a safetensors header in {path}, got no JSON; {remedy}") from error
-    metadata = entries.pop("__metadata__", {})
-    version = metadata.get("format_version")
+            metadata = entries.pop("__metadata__", {})
+            version = metadata.get("format_version")
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f"expected a safetensors header in {path}, got none; {remedy}") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"expected a table of format version {FORMAT_VERSION} in {path}, got {version}; {remedy}")
     try:
@@ -136,7 +136,7 @@ def read_header(path: str | Path) -> TableHeader:
         expected = header.layout()
         found = {name: (entry["dtype"], entry["shape"]) for name, entry in entries.items()}
         end = max(entry["data_offsets"][1] for entry in entries.values())
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"expected the layout of a table in {path}, got {error!r}; {remedy}") from error
     if found != expected:
         raise ValueError(f"expected tensors {expected} in {path}, got {found}; {remedy}")

@@ -63,6 +63,9 @@ def write_table(
 
     Returns:
         A report with the difference between rows read back from the file and rows computed anew.
+
+    Raises:
+        ValueError: Rows that are not finite, or too large for the dtype.
     """
     path = Path(path)
     chunk = max(1, CHUNK_BYTES // (len(header.layers) * header.hidden_size * 4))
@@ -75,10 +78,13 @@ def write_table(
                 stop = min(start + chunk, header.tokens)
                 ids = torch.arange(start, stop) if token_ids is None else token_ids[start:stop]
                 values = _rows_of(ids, header, rows)
+                scale: Tensor | None = None
                 if header.dtype == "int8":
                     values, scale = quantize(values)
                     scales.append(scale)
-                file.write(_raw(values.to(ROW_DTYPES[header.dtype])))
+                encoded = values.to(ROW_DTYPES[header.dtype])
+                _refuse_overflow(encoded if scale is None else scale, values, header.dtype)
+                file.write(_raw(encoded))
                 bar.update(stop - start)
         for scale in scales:
             file.write(_raw(scale))
@@ -106,15 +112,27 @@ def _rows_of(ids: Tensor, header: TableHeader, rows: Mapping[str, RowFunction]) 
     return torch.stack([rows[name](ids).float().cpu() for name in header.layers], dim=1)
 
 
+def _refuse_overflow(encoded: Tensor, values: Tensor, dtype: str) -> None:
+    if encoded.is_floating_point() and not bool(torch.isfinite(encoded).all()):
+        raise ValueError(
+            f"expected rows that {dtype} can hold, got values up to {float(values.abs().max()):g}; fuse with "
+            f"dtype='float32', or look into the training if they are not finite at all"
+        )
+
+
 def _compare(
     path: Path, header: TableHeader, rows: Mapping[str, RowFunction], token_ids: Tensor | None
 ) -> tuple[float, int]:
     kept = torch.arange(header.tokens) if token_ids is None else token_ids
     pick = torch.randperm(header.tokens, generator=torch.Generator().manual_seed(0))[:SAMPLED_TOKENS]
     ids = kept[pick]
+    difference = 0.0
     with torch.no_grad():
-        fused = Table.open(path).rows(ids)
-        return float((fused - _rows_of(ids, header, rows)).abs().max()), len(ids)
+        for part in ids.split(16):
+            # mapped anew each time: a page that was touched counts as memory for as long as it is mapped
+            fused = Table.open(path).rows(part)
+            difference = max(difference, float((fused - _rows_of(part, header, rows)).abs().max()))
+    return difference, len(ids)
 
 
 def _raw(tensor: Tensor) -> memoryview:

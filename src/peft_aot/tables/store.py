@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,16 +16,23 @@ class Table:
     """A fused table on disk, memory-mapped.
 
     Attributes:
+        path: The file.
         header: What the table says of itself.
     """
 
-    def __init__(self, header: TableHeader, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, path: Path, header: TableHeader, tensors: dict[str, Tensor]) -> None:
+        self.path = path
         self.header = header
         self._rows = tensors["rows"]
         self._scales = tensors.get("scales")
         self._slot_of_token: Tensor | None = None
         kept = tensors.get("token_ids")
         if kept is not None:
+            if int(kept.min()) < 0 or int(kept.max()) >= header.vocab_size:
+                raise ValueError(
+                    f"expected token_ids in [0, {header.vocab_size}) in {path}, got {int(kept.min())} to "
+                    f"{int(kept.max())}; make it again with `peft-aot fuse`"
+                )
             self._slot_of_token = torch.full((header.vocab_size,), -1)
             self._slot_of_token[kept.long()] = torch.arange(header.tokens)
         self._slot_of_layer = {name: slot for slot, name in enumerate(header.layers)}
@@ -49,11 +57,17 @@ class Table:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                return cls(header, {name: file.get_tensor(name) for name in header.layout()})
+                return cls(Path(path), header, {name: file.get_tensor(name) for name in header.layout()})
         except SafetensorError as error:
             raise ValueError(
                 f"expected a readable table, got {path}: {error}; make it again with `peft-aot fuse`"
             ) from error
+
+    def __deepcopy__(self, memo: object) -> Table:
+        return self  # read-only: copies of a model share the mapping
+
+    def __reduce__(self) -> tuple[Callable[..., Table], tuple[Path]]:
+        return Table.open, (self.path,)  # a pickle names the file, it does not hold gigabytes of rows
 
     def layer_slot(self, name: str) -> int | None:
         """Return where a block stands on the layer axis, or None if the table has no rows for it."""

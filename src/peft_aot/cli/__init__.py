@@ -1,0 +1,1 @@
+"""The `peft-aot` command: one thin module per verb over functions that know nothing of terminals."""

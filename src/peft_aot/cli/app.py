@@ -1,0 +1,69 @@
+"""The `peft-aot` command: the list of its verbs, and what an error looks like.
+
+A verb is a function of the same name in the module of the same name, imported when it is called and not before, so
+that neither `--help` nor one verb waits for what another needs. A new verb is one line in `VERBS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
+
+VERBS = {
+    "demo": "Train three real tasks, answer a mixed batch, compare methods.",
+    "train": "Train one task on one backbone with one method.",
+    "evaluate": "Score a trained adapter on a split or a file.",
+    "predict": "Answer texts with a trained adapter: text in, JSON out.",
+}
+BAD_INPUT = 2
+
+
+class LazyVerb(TyperCommand):
+    """A verb that is known by name and summary until it is called."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Import the verb and let it take over."""
+        module = importlib.import_module(f"peft_aot.cli.{self.name}")
+        single = typer.Typer(add_completion=False)
+        single.command(self.name)(getattr(module, str(self.name)))
+        return typer.main.get_command(single).make_context(info_name, args, parent, **extra)
+
+
+class Verbs(TyperGroup):
+    """The verbs in the order of `VERBS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> LazyVerb | None:
+        """Find a verb by name."""
+        return LazyVerb(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
+
+
+app = typer.Typer(cls=Verbs, no_args_is_help=True, add_completion=False)
+
+
+@app.callback()
+def peft_aot(
+    traceback: bool = typer.Option(False, "--traceback", help="Show where in the code an error arose."),
+) -> None:
+    """AoT P-Tuning inside Hugging Face PEFT: train, score, answer, fuse."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; bad input ends with one line on standard error and exit code 2, Ctrl-C with 130."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments, prog_name="peft-aot")
+    except (ValueError, OSError) as error:
+        if "--traceback" in arguments:
+            raise
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise SystemExit(BAD_INPUT) from error

@@ -1,0 +1,63 @@
+"""Methods by name, and the PEFT configurations they write."""
+
+from __future__ import annotations
+
+import pytest
+from peft import LoraConfig, PeftConfig
+
+from peft_aot import AoTConfig
+from peft_aot.methods import AdapterRequest, configure, get_method, method_names
+
+REQUEST = AdapterRequest("bert", "classification", ("classifier", "bert.pooler"), rank=7, virtual_tokens=3)
+
+
+def config_of(name: str, request: AdapterRequest = REQUEST) -> PeftConfig:
+    config = configure(get_method(name), request)
+    assert config is not None
+    return config
+
+
+def test_the_methods_are_those_promised() -> None:
+    assert method_names() == ("aot", "aot-kron", "lora", "ia3", "prompt", "prefix", "bitfit", "head", "full")
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if name != "full"])
+def test_every_method_trains_what_the_checkpoint_lacks(name: str) -> None:
+    config = config_of(name)
+    assert config.task_type == "SEQ_CLS"
+    assert config.modules_to_save == ["classifier", "bert.pooler"]
+
+
+def test_ranks_and_reparametrizations() -> None:
+    fc, kron, lora = config_of("aot"), config_of("aot-kron"), config_of("lora")
+    assert isinstance(fc, AoTConfig)
+    assert isinstance(kron, AoTConfig)
+    assert isinstance(lora, LoraConfig)
+    assert (fc.reparam, kron.reparam) == ("fc", "kron")
+    assert fc.r == kron.r == lora.r == lora.lora_alpha == 7
+    assert config_of("prompt").num_virtual_tokens == config_of("prefix").num_virtual_tokens == 3
+
+
+def test_lora_targets_all_linear_layers_where_peft_has_no_default() -> None:
+    assert config_of("lora").target_modules is None
+    unknown = AdapterRequest("never-heard-of", "classification", ("classifier",))
+    assert config_of("lora", unknown).target_modules == "all-linear"
+
+
+def test_full_fine_tuning_has_no_adapter() -> None:
+    assert configure(get_method("full"), REQUEST) is None
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="unknown method 'lra'; did you mean 'lora'\\?"):
+        get_method("lra")
+    with pytest.raises(ValueError, match="expected a rank of at least 1, got 0; pass a positive number"):
+        configure(get_method("lora"), AdapterRequest("bert", "classification", (), rank=0))
+    with pytest.raises(ValueError, match="expected at least 1 virtual token, got 0; pass a positive number"):
+        configure(get_method("prefix"), AdapterRequest("bert", "classification", (), virtual_tokens=0))
+    choice = AdapterRequest("bert", "multiple_choice", ("classifier",))
+    with pytest.raises(
+        ValueError, match="expected a method that PEFT supports for multiple choice, got 'prompt'; choose"
+    ):
+        configure(get_method("prompt"), choice)
+    assert config_of("aot", choice).task_type is None
