@@ -242,7 +242,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers["ETag"] = f'"{_git_oid(content)}"'
         if self.headers.get("Range"):
             start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
-            return 206, {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}, content[start:]
+            return (
+                206,
+                {**headers, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"},
+                content[start:],
+            )
         return 200, headers, content
 
 

@@ -1,4 +1,4 @@
-"""What the docs say of PEFT's own mixed batches; when one of these fails, PEFT has improved and the docs must follow."""
+"""What the docs say of PEFT's own mixed batches; if one of these fails, PEFT has improved and the docs must follow."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbones import build, inputs, output
 from peft import LoraConfig, PeftModel, get_peft_model
+
+from backbones import build, inputs, output
 
 BATCH = inputs("roberta", "SEQ_CLS")
 NAMES = ["default", "__base__", "default"]

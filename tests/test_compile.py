@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbones import build, inputs, output
-from models import adapted, config
 from peft import PeftModel
 from torch import nn
+
+from backbones import build, inputs, output
+from models import adapted, config
 
 BATCH = inputs("bert", "SEQ_CLS")
 

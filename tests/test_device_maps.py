@@ -10,6 +10,7 @@ from accelerate import dispatch_model
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+import peft_aot
 from backbones import TASKS, build, inputs, output
 from models import adapted, config
 from peft_aot.tables import TABLE_FILE
@@ -71,3 +72,13 @@ def test_a_backbone_loaded_with_a_device_map(name: str, task: str, tmp_path: Pat
     torch.testing.assert_close(answers(model, name, task), expected, atol=1e-5, rtol=1e-5)
     fresh = get_peft_model(TASKS[task].from_pretrained(tmp_path / "backbone", device_map="auto"), config(name, task))
     assert answers(fresh.eval(), name, task).shape == expected.shape
+
+
+def test_fusing_with_an_offloaded_backbone(tmp_path: Path) -> None:
+    adapted("bert").save_pretrained(tmp_path / "adapter")
+    expected = peft_aot.fuse(tmp_path / "adapter", build("bert"), progress=False)
+    content = expected.path.read_bytes()
+    backbone = offload(build("bert"), tmp_path / "offload")
+    assert backbone.get_input_embeddings().weight.device.type == "meta"
+    peft_aot.fuse(tmp_path / "adapter", backbone, progress=False)
+    assert expected.path.read_bytes() == content

@@ -240,7 +240,7 @@ def test_a_truncated_table(size: int, tmp_path: Path) -> None:
     model = saved(tmp_path, fuse_on_save=True)
     content = (tmp_path / TABLE_FILE).read_bytes()
     (tmp_path / TABLE_FILE).write_bytes(content[:size])
-    with pytest.warns(UserWarning, match="expected .*make it again with `peft-aot fuse`.*Until then the factors are use"):
+    with pytest.warns(UserWarning, match="expected .*make it again with `peft-aot fuse`.*Until then the factors"):
         loaded = load(tmp_path)
     assert not loaded.base_model.lookup.tables
     torch.testing.assert_close(answers(loaded), answers(model))

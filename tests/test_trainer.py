@@ -62,18 +62,23 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
+CHECKPOINTING = [
+    {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": r}} for r in (False, True)
+]
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("reparam", "settings"),
     [
-        {},
-        {"bf16": True},
-        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8},
+        ("fc", {}),
+        ("kron", {}),
+        ("fc", {"bf16": True}),
+        ("fc", CHECKPOINTING[0]),
+        ("kron", CHECKPOINTING[1]),
+        ("fc", {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}),
     ],
-    ids=["plain", "bf16", "checkpointing", "reentrant checkpointing", "accumulation"],
+    ids=["fc", "kron", "bf16", "checkpointing", "reentrant checkpointing", "accumulation"],
 )
-@pytest.mark.parametrize("reparam", ["fc", "kron"])
 def test_the_loss_goes_down(settings: dict[str, object], reparam: str, tmp_path: Path) -> None:
     model = fresh(reparam=reparam)
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}

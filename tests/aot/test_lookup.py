@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from backbones import build, inputs, output
-from models import adapted, config
 from peft import PeftModel
 from torch import nn
 
+from backbones import build, inputs, output
+from models import adapted, config
 from peft_aot.aot.reparam import FCRows, KroneckerRows
 from peft_aot.tables import Table
 

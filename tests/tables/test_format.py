@@ -64,7 +64,9 @@ def test_golden_bytes(tmp_path: Path) -> None:
 
 
 def test_golden_hashes(tmp_path: Path) -> None:
-    found = {dtype: golden(tmp_path / dtype, dtype).read_bytes() for dtype in ("float16", "float32", "bfloat16", "int8")}
+    found = {
+        dtype: golden(tmp_path / dtype, dtype).read_bytes() for dtype in ("float16", "float32", "bfloat16", "int8")
+    }
     found["partial"] = golden(tmp_path / "partial", token_ids=torch.tensor([0, 2])).read_bytes()
     assert {name: hashlib.sha256(content).hexdigest() for name, content in found.items()} == GOLDEN_SHA256
 

@@ -48,7 +48,9 @@ def test_partial(dtype: str, tmp_path: Path) -> None:
 def test_stale(tmp_path: Path) -> None:
     table(tmp_path / "t")
     assert Table.open(tmp_path / "t", "a" * 64).header.tokens == 20
-    with pytest.raises(ValueError, match=r"expected a table of factors bbbbbbbbbbbb, got .* of factors aaaaaaaaaaaa \(st"):
+    with pytest.raises(
+        ValueError, match=r"expected a table of factors bbbbbbbbbbbb, got .* of factors aaaaaaaaaaaa \("
+    ):
         Table.open(tmp_path / "t", "b" * 64)
 
 

@@ -20,6 +20,8 @@ VERBS = {
     "train": "Train one task on one backbone with one method.",
     "evaluate": "Score a trained adapter on a split or a file.",
     "predict": "Answer texts with a trained adapter: text in, JSON out.",
+    "fuse": "Write the lookup table of a trained AoT adapter.",
+    "info": "Say what an adapter or a table holds.",
 }
 BAD_INPUT = 2
 

@@ -81,7 +81,7 @@ class DemoTask:
 class Sizes:
     """How many examples of each split the demo uses, at most."""
 
-    train: int = 2400
+    train: int = 2000
     validation: int = 300
     test: int = 700
 

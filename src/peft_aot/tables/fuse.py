@@ -128,7 +128,7 @@ def _compare(
     ids = kept[pick]
     difference = 0.0
     with torch.no_grad():
-        for part in ids.split(16):
+        for part in torch.split(ids, 16):
             # mapped anew each time: a page that was touched counts as memory for as long as it is mapped
             fused = Table.open(path).rows(part)
             difference = max(difference, float((fused - _rows_of(part, header, rows)).abs().max()))

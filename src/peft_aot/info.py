@@ -1,0 +1,219 @@
+"""What an adapter folder or a table holds, read from its files alone: no backbone is loaded, nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+from peft_aot.aot.config import AoTConfig
+from peft_aot.card import read_task
+from peft_aot.fusion import CONFIG_FILE, read_factors
+from peft_aot.tables import TABLE_FILE, TableHeader, read_header
+from peft_aot.tables.format import factors_hash
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """A fused table.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        header: What it says of itself, or None if it cannot be read.
+        fresh: Whether its rows are those of the factors beside it; None if there are no factors to compare with.
+        problem: Why it cannot be read, if it cannot.
+    """
+
+    path: Path
+    bytes: int
+    header: TableHeader | None = None
+    fresh: bool | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """A layer that was trained beside the adapter proper, such as a classification head.
+
+    Attributes:
+        name: Its name in the model.
+        shape: Of its weight, outputs first.
+        bytes: Of all its tensors.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A saved adapter.
+
+    Attributes:
+        path: Its folder.
+        method: PEFT's name of the method, such as "AOT" or "LORA".
+        base_model: Name or path of the backbone; None if it was not recorded.
+        task_type: PEFT's kind of task, such as "SEQ_CLS"; None if not recorded.
+        rank: r, for methods that have one.
+        factor_bytes: Of the adapter's own tensors, or of the whole file if it is not a safetensors file.
+        heads: What was trained beside them.
+        task: Name of its task, from `task.json`.
+        scores: Validation scores by name, from `task.json`.
+        settings: More about an AoT adapter, in words, by name.
+        table: Its fused table, if it has one.
+    """
+
+    path: Path
+    method: str
+    base_model: str | None
+    task_type: str | None
+    rank: int | None
+    factor_bytes: int
+    heads: tuple[HeadInfo, ...] = ()
+    task: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    table: TableInfo | None = None
+
+
+def describe(path: str | Path) -> AdapterInfo | TableInfo:
+    """Tell what an adapter folder, of any PEFT method, or a table file holds.
+
+    Raises:
+        FileNotFoundError: Nothing there, or a folder without an adapter.
+        ValueError: A file that is not a table, or weights that cannot be read.
+    """
+    path = Path(path)
+    if path.is_file():
+        return TableInfo(path, path.stat().st_size, read_header(path))
+    if not (path / CONFIG_FILE).is_file():
+        raise FileNotFoundError(
+            f"expected {CONFIG_FILE} in {path}, got none; pass a folder that save_pretrained wrote, or a table"
+        )
+    config = PeftConfig.from_pretrained(str(path))
+    task = read_task(path)
+    scores = task.get("scores")
+    own, heads = _weights(path, config)
+    return AdapterInfo(
+        path=path,
+        method=_text(config.peft_type) or "unknown",
+        base_model=config.base_model_name_or_path,
+        task_type=_text(config.task_type),
+        rank=getattr(config, "r", None),
+        factor_bytes=own,
+        heads=heads,
+        task=_text(task.get("task")),
+        scores={str(name): float(value) for name, value in scores.items()} if isinstance(scores, dict) else {},
+        settings=_settings(config) if isinstance(config, AoTConfig) else {},
+        table=_table(path) if isinstance(config, AoTConfig) else None,
+    )
+
+
+def lines(info: AdapterInfo | TableInfo) -> list[tuple[str, str]]:
+    """Return (what, value) pairs in words and sizes, in the order to be read."""
+    if isinstance(info, TableInfo):
+        return [("table", str(info.path)), *_table_lines(info)]
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in info.scores.items())
+    found: list[tuple[str, str | None]] = [
+        ("adapter", str(info.path)),
+        ("method", info.method),
+        ("backbone", info.base_model or "not recorded"),
+        ("task", " ".join(filter(None, (info.task, info.task_type and f"({info.task_type})"))) or "not recorded"),
+        ("validation scores", scores or None),
+        ("rank", None if info.rank is None else str(info.rank)),
+        *info.settings.items(),
+        ("factors", size_in_words(info.factor_bytes)),
+    ]
+    for head in info.heads:
+        outputs = " x ".join(str(length) for length in head.shape)
+        found.append((f"head {head.name}", f"{outputs}, {size_in_words(head.bytes)}"))
+    if info.table is not None:
+        found += _table_lines(info.table)
+    elif info.settings:
+        found.append(("fused table", "none; `peft-aot fuse DIR` makes one"))
+    return [(what, value) for what, value in found if value is not None]
+
+
+def size_in_words(size: int) -> str:
+    """Return a number of bytes in decimal units, such as `141.0 MB`."""
+    value = float(size)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def _table_lines(table: TableInfo) -> list[tuple[str, str]]:
+    header = table.header
+    if header is None:
+        return [("fused table", f"{size_in_words(table.bytes)}, not usable: {table.problem}")]
+    kept = "complete" if header.complete else "partial"
+    state = {None: "", True: ", fresh", False: ", stale: made from other factors, so the factors are used"}[table.fresh]
+    return [
+        ("fused table", f"{size_in_words(table.bytes)}, {header.dtype}{state}"),
+        ("tokens", f"{header.tokens:,} of {header.vocab_size:,} ({kept})"),
+        ("rows", f"{len(header.layers)} blocks x {header.hidden_size} numbers, {header.row_bytes:,} bytes per token"),
+        ("made for", header.base_model or "a backbone that was not recorded"),
+    ]
+
+
+def _settings(config: AoTConfig) -> dict[str, str]:
+    kind = "FC, P = f(E W1 + b1) W2 + b2" if config.reparam == "fc" else "Kronecker, P = (W_L (x) W_M) W_R"
+    return {
+        "reparametrization": kind,
+        "blocks of the backbone": str(config.num_layers or "not recorded"),
+        "vocabulary": "not recorded" if config.vocab_size is None else f"{config.vocab_size:,}",
+        "hidden size": str(config.token_dim or "not recorded"),
+    }
+
+
+def _table(folder: Path) -> TableInfo | None:
+    path = folder / TABLE_FILE
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    try:
+        header = read_header(path)
+    except ValueError as error:
+        return TableInfo(path, size, problem=str(error))
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if not weights.is_file():
+        return TableInfo(path, size, header)
+    factors = {f"{block}.{factor}": tensor for (block, factor), tensor in read_factors(weights).items()}
+    return TableInfo(path, size, header, fresh=factors_hash(factors) == header.factors_sha256)
+
+
+def _weights(folder: Path, config: PeftConfig) -> tuple[int, tuple[HeadInfo, ...]]:
+    """Return the bytes of the adapter's own tensors, and the heads beside them."""
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if not weights.is_file():
+        other = folder / WEIGHTS_NAME
+        return (other.stat().st_size if other.is_file() else 0), ()
+    names: Sequence[str] = getattr(config, "modules_to_save", None) or ()
+    own = 0
+    heads: dict[str, HeadInfo] = {}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_tensor(key)  # mapped: nothing but the header is read
+                module, _, kind = key.removeprefix("base_model.").removeprefix("model.").rpartition(".")
+                if not set(names) & set(module.split(".")):
+                    own += tensor.nbytes
+                    continue
+                known = heads.get(module, HeadInfo(module, (), 0))
+                shape = tuple(tensor.shape) if kind == "weight" else known.shape
+                heads[module] = HeadInfo(module, shape, known.bytes + tensor.nbytes)
+    except SafetensorError as error:
+        raise ValueError(f"expected readable weights in {weights}, got {error}; save or download it again") from error
+    return own, tuple(heads.values())
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(getattr(value, "value", value))
