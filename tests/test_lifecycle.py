@@ -158,6 +158,67 @@ def test_merging_is_refused_with_the_reason() -> None:
     torch.testing.assert_close(output(model, BATCH), before)
 
 
+def test_a_wrapped_backbone_is_refused() -> None:
+    backbone = build("bert")
+    model = get_peft_model(backbone, config("bert", "SEQ_CLS"))
+    before = output(model.eval(), BATCH)
+    with pytest.raises(ValueError, match="expected a backbone without AoT adapters.*unload.*load_adapter"):
+        get_peft_model(backbone, config("bert", "SEQ_CLS"), adapter_name="second")
+    torch.testing.assert_close(output(model, BATCH), before)
+    again = get_peft_model(model.unload(), config("bert", "SEQ_CLS"), adapter_name="second")
+    assert list(again.peft_config) == ["second"]
+
+
+def test_the_name_that_means_no_adapter_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected an adapter name, got '__base__'"):
+        get_peft_model(build("bert"), config("bert", "SEQ_CLS"), adapter_name="__base__")
+
+
+def test_loading_into_an_adapter_that_computes_rows_otherwise_is_refused(tmp_path: Path) -> None:
+    adapted("bert", activation="relu").save_pretrained(tmp_path)
+    model = adapted("bert")
+    before = output(model, BATCH)
+    with pytest.raises(ValueError, match="expected activation=gelu as in the adapter 'default' .* got activation=relu"):
+        model.load_adapter(tmp_path, adapter_name="default")
+    torch.testing.assert_close(output(model, BATCH), before)
+
+
+def test_lists_beside_the_backbone_are_no_blocks() -> None:
+    from transformers import BertConfig, BertModel, BertPreTrainedModel, MPNetConfig, MPNetModel, MPNetPreTrainedModel
+
+    def with_dropouts(base: type, inner: type, name: str) -> type:
+        class Model(base):  # type: ignore[misc, valid-type]
+            def __init__(self, settings: object) -> None:
+                super().__init__(settings)
+                setattr(self, name, inner(settings))
+                self.dropouts = torch.nn.ModuleList([torch.nn.Dropout(0.1) for _ in range(5)])
+                self.post_init()
+
+            def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+                return getattr(self, name)(input_ids).last_hidden_state
+
+        return Model
+
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    for model in (
+        with_dropouts(BertPreTrainedModel, BertModel, "bert")(BertConfig(**sizes)),
+        with_dropouts(MPNetPreTrainedModel, MPNetModel, "mpnet")(MPNetConfig(**sizes)),
+    ):
+        wrapped = get_peft_model(model, peft_aot.AoTConfig(r=2))
+        names = [n for n, m in wrapped.base_model.model.named_modules() if isinstance(m, peft_aot.AoTLayer)]
+        assert [name.rpartition(".")[0] for name in names] == [names[0].rpartition(".")[0]] * 2
+        assert "dropouts" not in "".join(names)
+        assert wrapped(torch.tensor([[5, 6, 7]])).shape == (1, 3, 32)
+
+
+def test_several_lists_of_equal_length_are_refused() -> None:
+    from transformers import XLMConfig, XLMModel
+
+    xlm = XLMModel(XLMConfig(vocab_size=50, emb_dim=32, n_layers=2, n_heads=2))
+    with pytest.raises(ValueError, match="expected one list of transformer blocks, got .*of equal length"):
+        get_peft_model(xlm, peft_aot.AoTConfig())
+
+
 def test_choosing_blocks() -> None:
     def wrapped(name: str = "bert", task: str = "SEQ_CLS", **fields: object) -> list[str]:
         model = get_peft_model(build(name, task), config(name, task, **fields))
@@ -237,6 +298,44 @@ def test_stale_ids_are_never_used() -> None:
         RuntimeError, match=r"expected block encoder.layer.0 to run inside its model, got a direct call"
     ):
         block(torch.randn(3, 7, 32))
+
+
+def test_ctrl_c_leaves_nothing_behind() -> None:
+    model = adapted("bert", "FEATURE_EXTRACTION")
+    batch = inputs("bert", "FEATURE_EXTRACTION")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.base_model.model.encoder.layer[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        output(model, batch)
+    handle.remove()
+    assert current_call() is None
+    output(model, batch)
+
+
+def test_embeddings_keep_their_ids_whatever_becomes_of_the_buffer() -> None:
+    model = adapted("bert", "FEATURE_EXTRACTION")
+    ids = inputs("bert", "FEATURE_EXTRACTION")["input_ids"]
+    expected = model(input_ids=ids).last_hidden_state
+    embeddings = model.get_input_embeddings()(ids)
+    ids.fill_(7)
+    torch.testing.assert_close(model(inputs_embeds=embeddings).last_hidden_state, expected)
+    other = adapted("bert", "FEATURE_EXTRACTION")
+    with pytest.raises(ValueError, match="expected token ids, got inputs_embeds"):
+        other(inputs_embeds=embeddings)
+
+
+def test_a_stack_that_reorders_its_batch_is_refused_in_mixed_batches() -> None:
+    from transformers import XLNetConfig, XLNetModel
+
+    xlnet = XLNetModel(XLNetConfig(vocab_size=50, d_model=32, n_layer=2, n_head=2, d_inner=64))
+    model = get_peft_model(xlnet, peft_aot.AoTConfig(r=2)).eval()
+    ids = torch.randint(5, 50, (2, 6))
+    model(input_ids=ids)
+    with pytest.raises(ValueError, match="embeds 2 examples as 2 rows, got 6 in XLNetModel, which reorders"):
+        model(input_ids=ids, adapter_names=["default", "__base__"])
 
 
 def test_stated_ids_are_checked() -> None:

@@ -1,4 +1,4 @@
-"""Making PEFT know the methods of this package, as a fork would; the only file that touches PEFT's or enum's insides.
+"""Making PEFT know the methods of this package, as a fork would; the only file that changes PEFT itself or an enum.
 
 Importing `peft_aot` calls `register()`. It adds each method to `PeftType` and to PEFT's mappings, puts its classes into
 the `peft` namespaces, and lets `PeftModel` save, load and push an AoT adapter's table with the adapter.
@@ -77,7 +77,7 @@ def _patch_peft_model() -> None:
         if not isinstance(self.base_model, tuner):
             return original(self, model_id, adapter_name, *args, **kwargs)
         use_table = kwargs.pop("use_table", True)
-        files.finish_save(model_id, kwargs.get("subfolder"))
+        files.before_loading(self, model_id, adapter_name, **kwargs)
         result = original(self, model_id, adapter_name, *args, **kwargs)
         files.adapter_loaded(self, model_id, adapter_name, use_table, **kwargs)
         return result

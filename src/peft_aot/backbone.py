@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -42,7 +43,8 @@ def input_embedding(stack: nn.Module) -> nn.Embedding | None:
         except (NotImplementedError, AttributeError):  # transformers' way to say that there is none
             return None
     else:
-        embedding = next((m for m in stack.modules() if isinstance(m, nn.Embedding)), None)
+        embeddings = [m for m in stack.modules() if isinstance(m, nn.Embedding)]
+        embedding = max(embeddings, key=lambda m: m.num_embeddings, default=None)  # positions and types are fewer
     while isinstance(embedding, AuxiliaryTrainingWrapper):  # a trained copy; the frozen one is below
         embedding = embedding.original_module
     return embedding if isinstance(embedding, nn.Embedding) else None
@@ -58,16 +60,13 @@ def find_blocks(model: nn.Module) -> list[Block]:
         ValueError: No blocks, no input embedding, or one block that runs several times (ALBERT).
     """
     modules = dict(model.named_modules())
-    lists_of: dict[str, dict[str, nn.ModuleList]] = {}
-    for name, blocks in _outermost_lists(modules).items():
-        lists_of.setdefault(_nearest_stack(name, modules), {})[name] = blocks
     found = []
-    for stack_name, lists in lists_of.items():
+    for stack_name, lists in _lists_by_stack(modules).items():
         stack = modules[stack_name]
         embedding = input_embedding(stack)
         if embedding is None:
             continue
-        for list_name, blocks in _block_lists(lists).items():
+        for list_name, blocks in lists.items():
             _refuse_shared_blocks(stack, blocks)
             width = _width(stack, embedding)
             pattern = list_name.rpartition(".")[2]
@@ -88,6 +87,19 @@ def vocabulary_size(stack: nn.Module) -> int:
     return embedding.num_embeddings
 
 
+def embed(embedding: nn.Embedding, token_ids: Tensor) -> Tensor:
+    """Look tokens up in an embedding, wherever its weight is, without running its hooks.
+
+    Returns:
+        (U, E), float32, on the CPU.
+    """
+    # an offloaded embedding is on the "meta" device; accelerate's `forward` brings its weight and moves the ids
+    device = embedding.weight.device
+    with torch.no_grad():
+        found: Tensor = embedding.forward(token_ids if device.type == "meta" else token_ids.to(device))
+    return found.float().cpu()
+
+
 def _core(block: nn.Module) -> nn.Module:
     """See through the wrapper of an adapter that is there already."""
     inner = block._modules.get("base_layer")
@@ -98,17 +110,47 @@ def _outermost_lists(modules: dict[str, nn.Module]) -> dict[str, nn.ModuleList]:
     lists: dict[str, nn.ModuleList] = {}
     for name, module in modules.items():
         inside_another = any(name.startswith(f"{outer}.") for outer in lists)
-        if isinstance(module, nn.ModuleList) and len(module) > 0 and not inside_another:
+        nested = isinstance(module, nn.ModuleList) and len(module) > 0 and isinstance(module[0], nn.ModuleList)
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and not inside_another and not nested:
             lists[name] = module
     return lists
 
 
-def _block_lists(lists: dict[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
-    named = {name: blocks for name, blocks in lists.items() if isinstance(_core(blocks[0]), GradientCheckpointingLayer)}
-    if named:
-        return named
-    longest = max(lists, key=lambda name: len(lists[name]))
-    return {longest: lists[longest]}
+def _lists_by_stack(modules: dict[str, nn.Module]) -> dict[str, dict[str, nn.ModuleList]]:
+    """Group the lists of blocks by the name of their stack, leaving out lists that hold no blocks."""
+    lists_of: dict[str, dict[str, nn.ModuleList]] = {}
+    for name, blocks in _outermost_lists(modules).items():
+        lists_of.setdefault(_nearest_stack(name, modules), {})[name] = blocks
+    owners = {name for name in lists_of if not _embeds_through_another(name, modules)}
+    lists_of = {name: lists for name, lists in lists_of.items() if name in owners}
+    proper = {
+        stack: {
+            name: blocks for name, blocks in lists.items() if isinstance(_core(blocks[0]), GradientCheckpointingLayer)
+        }
+        for stack, lists in lists_of.items()
+    }
+    if any(proper.values()):
+        return proper
+    return {stack: _longest(lists) for stack, lists in lists_of.items()}
+
+
+def _embeds_through_another(name: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether a stack's input embedding is that of a model inside it, so that its own lists are no blocks (heads)."""
+    embedding = input_embedding(modules[name])
+    prefix = f"{name}." if name else ""
+    inner = (m for n, m in modules.items() if n != name and n.startswith(prefix) and isinstance(m, PreTrainedModel))
+    return embedding is not None and any(input_embedding(m) is embedding for m in inner)
+
+
+def _longest(lists: dict[str, nn.ModuleList]) -> dict[str, nn.ModuleList]:
+    length = max(len(blocks) for blocks in lists.values())
+    longest = {name: blocks for name, blocks in lists.items() if len(blocks) == length}
+    if len(longest) > 1:
+        raise ValueError(
+            f"expected one list of transformer blocks, got {sorted(longest)} of equal length; choose a backbone whose "
+            f"blocks stand in one ModuleList, such as BERT, RoBERTa or Llama"
+        )
+    return longest
 
 
 def _nearest_stack(name: str, modules: dict[str, nn.Module]) -> str:

@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from peft_aot.aot.config import AoTConfig
 from peft_aot.aot.reparam import RowsModule, make_rows
-from peft_aot.backbone import Block, find_blocks, input_embedding, vocabulary_size
+from peft_aot.backbone import Block, embed, find_blocks, input_embedding, vocabulary_size
 from peft_aot.card import state_table
 from peft_aot.staging import finish
 from peft_aot.tables import TABLE_FILE, FuseReport, TableHeader, write_table
@@ -158,11 +158,7 @@ def row_functions(
 
 def _row_function(module: RowsModule, embedding: nn.Embedding) -> RowFunction:
     def rows(token_ids: Tensor) -> Tensor:
-        # an offloaded embedding is on the "meta" device; accelerate's `forward` brings its weight and moves the ids
-        device = embedding.weight.device
-        embedded: Tensor = embedding.forward(token_ids if device.type == "meta" else token_ids.to(device))
-        embedded = embedded.float().cpu()
-        computed: Tensor = module(token_ids, embedded)
+        computed: Tensor = module(token_ids, embed(embedding, token_ids))
         return computed
 
     return rows
@@ -170,7 +166,8 @@ def _row_function(module: RowsModule, embedding: nn.Embedding) -> RowFunction:
 
 def _same_block(name: str, blocks: list[Block]) -> Block:
     """Find a block by name; a backbone with another head, or none, has the same names but for a prefix."""
-    for block in blocks:
+    exact = [block for block in blocks if block.name == name]
+    for block in exact or blocks:
         if name == block.name or name.endswith(f".{block.name}") or block.name.endswith(f".{name}"):
             return block
     raise ValueError(

@@ -30,7 +30,8 @@ def unit_rows(embeddings: Tensor, eps: float = 1e-12) -> Tensor:
     Embeddings of pretrained models are small (standard deviation near 0.04), which keeps the nonlinearity of
     `fc_rows` in its linear part. The paper does not say; this scaling is our choice (docs/method.md).
     """
-    return embeddings * torch.rsqrt(embeddings.square().mean(dim=-1, keepdim=True) + eps)
+    x = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))  # squares of float16 underflow
+    return (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)).to(embeddings.dtype)
 
 
 def fc_rows(

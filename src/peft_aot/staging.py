@@ -8,12 +8,18 @@ has therefore read the one that belongs to the files.
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
+import secrets
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
+from filelock import FileLock
 
 WRITING = ".peft_aot_writing"
 READY = ".peft_aot_ready"
@@ -24,6 +30,8 @@ REMOVED = ".removed"
 def staged(destination: str | Path, marker: str, remove: Sequence[str] = ()) -> Iterator[Path]:
     """Yield an empty folder whose files replace those of `destination` at the end, or never.
 
+    Several processes may save into one folder: each save is complete, and the last one stays.
+
     Args:
         destination: The folder to save into; created if needed.
         marker: Name of the file whose move makes the save final.
@@ -33,51 +41,82 @@ def staged(destination: str | Path, marker: str, remove: Sequence[str] = ()) -> 
         FileNotFoundError: The marker was not written.
     """
     destination = Path(destination)
-    finish(destination, marker)
-    folder, ready = destination / WRITING, destination / READY
-    if ready.is_dir():  # not final; in one step, since a half-deleted one without its marker would look final
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(ready, folder)
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    destination.mkdir(parents=True, exist_ok=True)
+    _discard_abandoned(destination)
+    folder = destination / f"{WRITING}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    folder.mkdir()
     try:
         yield folder
         if not (folder / marker).is_file():
-            raise FileNotFoundError(f"expected {marker} among the files to save, got {sorted(os.listdir(folder))}")
+            raise FileNotFoundError(
+                f"expected {marker} among the files to save, got {sorted(os.listdir(folder))}; write it into the folder"
+            )
         for name in remove:
             if not (folder / name).exists():
                 (folder / f"{name}{REMOVED}").touch()
         for path in (*folder.rglob("*"), folder):
             _flush(path)
-        os.rename(folder, ready)
+        with _lock(destination):
+            _move_in(destination, folder, marker)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    os.replace(ready / marker, destination / marker)
-    finish(destination, marker)
 
 
 def finish(destination: str | Path, marker: str) -> None:
-    """Complete a save that was interrupted after it had become final.
-
-    A save that is not final is left alone: another process may be at it. The next save discards it.
-    """
+    """Complete a save that was interrupted after it had become final."""
     destination = Path(destination)
+    ready = destination / READY
+    if ready.is_dir() and not (ready / marker).exists():
+        with _lock(destination):
+            _finish(destination, marker)
+
+
+def _move_in(destination: Path, folder: Path, marker: str) -> None:
+    ready = destination / READY
+    _finish(destination, marker)
+    if ready.is_dir():  # not final; in one step, since a half-deleted one without its marker would look final
+        abandoned = folder.with_name(f"{folder.name}.abandoned")
+        os.rename(ready, abandoned)
+        shutil.rmtree(abandoned)
+    os.rename(folder, ready)
+    try:
+        os.replace(ready / marker, destination / marker)
+    except BaseException:
+        if (ready / marker).exists():
+            os.rename(ready, folder)
+        raise
+    _finish(destination, marker)
+
+
+def _finish(destination: Path, marker: str) -> None:
     ready = destination / READY
     if not ready.is_dir() or (ready / marker).exists():
         return
     for path in sorted(p for p in ready.rglob("*") if p.is_file()):
         target = destination / path.relative_to(ready)
-        with contextlib.suppress(FileNotFoundError):  # another process finishes the same save
-            if path.suffix == REMOVED:
-                target.with_suffix("").unlink(missing_ok=True)
-                path.unlink()
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
+        if path.suffix == REMOVED:
+            target.with_suffix("").unlink(missing_ok=True)
+            path.unlink()
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
     _flush(destination)
     shutil.rmtree(ready, ignore_errors=True)
+
+
+def _lock(destination: Path) -> FileLock:
+    """One process at a time moves files into a folder; the lock stands elsewhere, so that none is left behind."""
+    name = hashlib.sha256(str(destination.resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"peft_aot_{name}.lock")
+
+
+def _discard_abandoned(destination: Path) -> None:
+    """Remove what killed processes of this machine were writing."""
+    for folder in destination.glob(f"{WRITING}.{socket.gethostname()}.*"):
+        process = int(folder.name.removeprefix(f"{WRITING}.{socket.gethostname()}.").partition(".")[0])
+        if not psutil.pid_exists(process):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from peft_aot import fusion
@@ -27,7 +27,9 @@ from peft_aot.staging import finish, staged
 from peft_aot.tables import TABLE_FILE, Table
 from peft_aot.tables.format import factors_hash
 
+from .config import AoTConfig
 from .model import AoTModel, as_aot
+from .verify import check_same_rows, check_table
 
 CARD_FILE = "README.md"
 REPLACED = (TABLE_FILE, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
@@ -178,11 +180,7 @@ def load_table(model: PeftModel, model_id: str | Path, adapter_name: str, **hub:
         factors = fusion.read_factors(weights)
         expected = factors_hash({f"{block}.{factor}": tensor for (block, factor), tensor in factors.items()})
         table = Table.open(path, factors_sha256=expected)
-        if (table.header.vocab_size, table.header.hidden_size) != (config.vocab_size, config.token_dim):
-            raise ValueError(
-                f"expected a table for vocabulary {config.vocab_size} and width {config.token_dim}, got {path} for "
-                f"{table.header.vocab_size} and {table.header.hidden_size}; make it again with `peft-aot fuse`"
-            )
+        check_table(table, model.get_base_model(), adapter_name, config)
     except ValueError as error:
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=4)
         return
@@ -196,15 +194,33 @@ def adapter_file(model_id: str | Path, name: str, subfolder: str | None = None, 
         return local / name if (local / name).is_file() else None
     try:
         return Path(huggingface_hub.hf_hub_download(str(model_id), name, subfolder=subfolder, **hub))
-    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError, HfHubHTTPError):
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None
+    except HfHubHTTPError as error:
+        warnings.warn(f"could not download {name} of {model_id} ({error}). It is left out.", stacklevel=5)
         return None
 
 
-def finish_save(model_id: str | Path, subfolder: str | None = None) -> None:
-    """Complete a save into a local folder that was interrupted after it had become final."""
-    local = Path(model_id, subfolder) if subfolder else Path(model_id)
+def before_loading(model: PeftModel, model_id: str | Path, adapter_name: str, **kwargs: Any) -> None:
+    """Complete an interrupted save, and refuse weights that do not fit an adapter of the same name.
+
+    Args:
+        model: The model that `load_adapter` is about to load the adapter into.
+        model_id: The folder or hub id it comes from.
+        adapter_name: Its name in the model.
+        kwargs: The other arguments of `load_adapter`.
+    """
+    local = Path(model_id, kwargs.get("subfolder") or "")
     if local.is_dir():
         finish(local, fusion.CONFIG_FILE)
+    if adapter_name in model.peft_config:
+        hub = {name: value for name, value in kwargs.items() if name in HUB_ARGUMENTS}
+        try:
+            loaded = PeftConfig.from_pretrained(str(model_id), **hub)
+        except ValueError:
+            return  # no configuration there: PEFT only needs the weights of an adapter it knows
+        if isinstance(loaded, AoTConfig):
+            check_same_rows(loaded, as_aot(model.peft_config[adapter_name]), adapter_name)
 
 
 def push_adapters(

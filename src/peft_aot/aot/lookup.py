@@ -47,12 +47,14 @@ class Lookup:
     Attributes:
         tables: Fused tables by adapter name.
         rows: Of every layer, its modules by adapter name.
+        vocab_sizes: V by adapter name.
     """
 
     def __init__(self, tuner: BaseTuner) -> None:
         self.tuner = tuner
         self.tables: dict[str, Table] = {}
         self.rows: list[nn.ModuleDict] = []
+        self.vocab_sizes: dict[str, int] = {}
         self._versions: dict[str, tuple[int, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,6 +104,11 @@ class Lookup:
     def _make_plan(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> Plan:
         ids = self._checked_ids(call, hidden)
         tasks = tasks_of(self.tuner)
+        if tasks is not None and call.examples not in (None, ids.shape[0]):
+            raise ValueError(
+                f"expected a stack that embeds {call.examples} examples as {call.examples} rows, got {ids.shape[0]} in "
+                f"{type(call.stack).__name__}, which reorders its input; run its adapters one at a time"
+            )
         if tasks is None:
             groups: tuple[tuple[str, ...], ...] = (active,)
             group_of = [0] * ids.shape[0]
@@ -116,7 +123,8 @@ class Lookup:
         if embedding is None:
             raise RuntimeError(f"expected {type(call.stack).__name__} to embed token ids, got no input embedding")
         if not torch.compiler.is_compiling():
-            _check_range(placement, embedding.num_embeddings)
+            sizes = [self.vocab_sizes[name] for group in groups for name in group]
+            _check_range(placement, min([embedding.num_embeddings, *sizes]))
         # `forward`, not a call: hooks on the embedding would take this look-up for the model's own
         embeddings = tuple(embedding.forward(tokens.to(ids.device)).detach() for tokens in placement.tokens)
         return Plan(groups, placement, embeddings)
@@ -132,7 +140,7 @@ class Lookup:
             raise ValueError(
                 f"expected hidden states of shape {(*ids.shape, hidden.shape[-1])} for token ids of shape "
                 f"{tuple(ids.shape)}, got {tuple(hidden.shape)}; use an attention implementation that does not unpad "
-                f"or reorder the batch, such as attn_implementation='sdpa'"
+                f"or reorder the batch, such as attn_implementation='sdpa', or another architecture"
             )
         return ids
 
@@ -205,8 +213,10 @@ class Lookup:
         return self._versions.setdefault(name, self.factor_versions(name)) == self.factor_versions(name)
 
     def factor_versions(self, name: str) -> tuple[int, ...]:
-        """Return a fingerprint of an adapter's factors that every change in place changes."""
-        return tuple(p._version for m in self.modules_of(name) for p in m.parameters())
+        """Return a fingerprint of an adapter's factors that changes with every change but those through `.data`."""
+        factors = (p for m in self.modules_of(name) for p in m.parameters())
+        # tensors made under inference_mode count no versions
+        return tuple(n for p in factors for n in (id(p), -1 if p.is_inference() else p._version))
 
 
 def _check_range(placement: Placement, vocab_size: int) -> None:
@@ -214,5 +224,6 @@ def _check_range(placement: Placement, vocab_size: int) -> None:
         if tokens.numel() and (int(tokens[0]) < 0 or int(tokens[-1]) >= vocab_size):  # distinct tokens ascend
             raise IndexError(
                 f"expected token ids in [0, {vocab_size}), the vocabulary of the table, got ids from {int(tokens[0])} "
-                f"to {int(tokens[-1])}; use the tokenizer of the backbone the adapter was trained with"
+                f"to {int(tokens[-1])}; use the tokenizer of the backbone the adapter was trained with, or resize the "
+                f"embeddings before get_peft_model"
             )

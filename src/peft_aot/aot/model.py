@@ -16,7 +16,7 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
 from peft_aot.backbone import Block, find_blocks, input_embedding, vocabulary_size
-from peft_aot.routing import check_batch, fit_heads, mixed_batch, route_heads, tasks_of
+from peft_aot.routing import BASE, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
 
 from . import token_ids
 from .combine import combined_config
@@ -43,6 +43,11 @@ class AoTModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        if any(isinstance(module, AoTLayer) for module in model.modules()):
+            raise ValueError(
+                "expected a backbone without AoT adapters, got one whose blocks are wrapped already; call unload() on "
+                "its PeftModel first, or add to that model with load_adapter or add_adapter"
+            )
         self.lookup = Lookup(self)
         self.sources: dict[str, Any] = {}  # kept by `files`
 
@@ -57,10 +62,11 @@ class AoTModel(BaseTuner):
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         # PEFT enters this around every forward and generate; generate clones `inputs_embeds`, whose ids we know here
-        ids = token_ids.known_ids(kwargs.get("inputs_embeds"))
+        ids = token_ids.known_ids(kwargs.get("inputs_embeds"), self.model)
         if kwargs.get("adapter_names") is not None:
             route_heads(self.model, self)  # here, since PEFT adds some heads only after it has injected the adapter
-        with mixed_batch(self, args, kwargs), nullcontext() if ids is None else token_ids.token_ids(ids):
+        stated = nullcontext() if ids is None else token_ids.token_ids(ids)
+        with token_ids.contained(), mixed_batch(self, args, kwargs), stated:
             yield
 
     # choosing and wrapping blocks
@@ -80,6 +86,10 @@ class AoTModel(BaseTuner):
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         super()._check_new_adapter_config(config)
         adapter_name = next(name for name, known in self.peft_config.items() if known is config)
+        if adapter_name == BASE:
+            raise ValueError(
+                f"expected an adapter name, got '{BASE}', which means none in a mixed batch; choose another"
+            )
         for path, _ in self.model.named_modules():
             if path.rpartition(".")[2] == adapter_name:
                 raise ValueError(
@@ -123,6 +133,7 @@ class AoTModel(BaseTuner):
         if embedding is None:
             raise RuntimeError(f"expected {type(block.stack).__name__} to embed token ids, got no input embedding")
         token_ids.watch(block.stack, self.model)
+        self.lookup.vocab_sizes[adapter_name] = vocabulary_size(block.stack)
         if not isinstance(target, AoTLayer):
             layer = AoTLayer(target, current_key, self.lookup, adapter_name)
             self._replace_module(parent, target_name, layer, target)

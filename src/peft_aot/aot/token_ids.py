@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aot.backbone import input_embedding
+from peft_aot.routing import batch_size
 
 
 class StackCall:
@@ -26,14 +27,16 @@ class StackCall:
     Attributes:
         stack: The module being executed.
         token_ids: (B, T) int64, or None while no ids are known.
+        examples: B as the stack was given it, or None if it was not given ids or embeddings.
         memo: What layers have computed for this call and share.
     """
 
-    __slots__ = ("memo", "stack", "token_ids")
+    __slots__ = ("examples", "memo", "stack", "token_ids")
 
     def __init__(self, stack: nn.Module) -> None:
         self.stack = stack
         self.token_ids: Tensor | None = None
+        self.examples: int | None = None
         self.memo: dict[Any, Any] = {}
 
 
@@ -75,9 +78,27 @@ def token_ids(ids: Tensor) -> Iterator[None]:
         _THREAD.given.pop()
 
 
-def known_ids(embeddings: object) -> Tensor | None:
-    """Return the ids that an embedding layer was given to produce this very tensor, or None."""
-    return getattr(embeddings, "_aot_token_ids", None)
+def known_ids(embeddings: object, stack: nn.Module) -> Tensor | None:
+    """Return the ids that an embedding of this stack's weights was given to produce this very tensor, or None."""
+    note = getattr(embeddings, "_aot_token_ids", None)
+    embedding = input_embedding(stack)
+    if note is None or embedding is None or note[1] is not embedding.weight:
+        return None
+    ids: Tensor = note[0]
+    return ids
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Forget at the end every stack call that was opened inside, whatever ended it.
+
+    torch runs the hook that closes a call for an `Exception`, but not for Ctrl-C.
+    """
+    depth = len(_THREAD.calls)
+    try:
+        yield
+    finally:
+        del _THREAD.calls[depth:]
 
 
 def watch(stack: nn.Module, model: nn.Module) -> None:
@@ -114,12 +135,13 @@ def unwatch(model: nn.Module) -> None:
 def _open_call(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     call = StackCall(stack)
     _THREAD.calls.append(call)  # first of all, since `_close_call` runs even if what follows raises
+    call.examples = batch_size(args, kwargs)
     embeddings = kwargs.get("inputs_embeds")
     if embeddings is None and args and not torch.compiler.is_compiling():
         bound = inspect.signature(stack.forward).bind_partial(*args)
         embeddings = bound.arguments.get("inputs_embeds")
     if embeddings is not None:
-        ids = known_ids(embeddings)
+        ids = known_ids(embeddings, stack)
         if ids is None and _THREAD.given:
             ids = _THREAD.given[-1]
             times, rest = divmod(embeddings.shape[0], ids.shape[0])
@@ -137,9 +159,10 @@ def _close_call(stack: nn.Module, args: tuple[Any, ...], output: object) -> None
 
 
 def _note_ids(embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-    ids = args[0] if args else kwargs.get("input")
+    ids: Tensor = args[0] if args else kwargs["input"]
     call = current_call()
     if call is not None:
         call.token_ids = ids
     elif isinstance(output, Tensor) and not torch.compiler.is_compiling():
-        output._aot_token_ids = ids  # type: ignore[attr-defined]
+        # a copy, since the caller may use its buffer again
+        output._aot_token_ids = (ids.clone(), embedding.weight)  # type: ignore[attr-defined]

@@ -66,8 +66,8 @@ class Table:
     def __deepcopy__(self, memo: object) -> Table:
         return self  # read-only: copies of a model share the mapping
 
-    def __reduce__(self) -> tuple[Callable[..., Table], tuple[Path]]:
-        return Table.open, (self.path,)  # a pickle names the file, it does not hold gigabytes of rows
+    def __reduce__(self) -> tuple[Callable[..., Table], tuple[Path, str]]:
+        return Table.open, (self.path, self.header.factors_sha256)  # names the file, without its gigabytes of rows
 
     def layer_slot(self, name: str) -> int | None:
         """Return where a block stands on the layer axis, or None if the table has no rows for it."""
