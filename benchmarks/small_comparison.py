@@ -43,6 +43,8 @@ GRID = {
     "prefix": (3e-3, 1e-2, 3e-2),
     "aot": (3e-4, 1e-3, 3e-3),
 }
+# The quick task first, then the middle learning rates of the slow ones: a benchmark that is cut short is still fair.
+ORDER = [("trec", 1), ("trec", 0), ("trec", 2), *((task, i) for i in (1, 0, 2) for task in ("mrpc", "rte"))]
 EPOCHS = 2
 BATCH_SIZE = 32
 RESULTS = Path(__file__).parent / "results" / "small_comparison.jsonl"
@@ -50,11 +52,10 @@ console = Console()
 
 
 def runs() -> Iterator[dict[str, Any]]:
-    """All runs, one learning rate of every method on every task first, so that a part of them is a fair part."""
-    for index in (1, 0, 2):
-        for task in TASKS:
-            for method, rates in GRID.items():
-                yield {"task": task, "method": method, "learning_rate": rates[index], "seed": 0}
+    """All runs, every method on a task with one learning rate before the next learning rate."""
+    for task, index in ORDER:
+        for method, rates in GRID.items():
+            yield {"task": task, "method": method, "learning_rate": rates[index], "seed": 0}
 
 
 def key(run: dict[str, Any]) -> tuple[Any, ...]:

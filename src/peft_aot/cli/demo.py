@@ -141,7 +141,7 @@ class _View:
 
     def compared(self, comparison: Comparison) -> None:
         self._finish()
-        table = Table(title="AoT P-Tuning beside other methods", box=SIMPLE_HEAD)
+        table = Table(title="AoT P-Tuning beside other methods", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i, column in enumerate(COLUMNS):
             table.add_column(column, justify="right" if i else "left", no_wrap=True)
         for row in comparison.rows:

@@ -26,8 +26,9 @@ def conditions(comparison: Comparison) -> tuple[str, ...]:
     """Say in sentences how the numbers were made and what they do not show."""
     return (
         f"Task: {comparison.task}, backbone {comparison.model}.",
-        f"Each method was trained once, with its default learning rate and one seed, on {comparison.train_examples:,} "
-        f"examples, {comparison.epochs:g} times over; accuracy is on {comparison.test_examples:,} test examples that "
+        f"Each method was trained once, without a search for learning rates and with one seed, on "
+        f"{comparison.train_examples:,} examples, {comparison.epochs:g} times over; accuracy is on "
+        f"{comparison.test_examples:,} test examples that "
         f"no training saw. Differences of a percent or so are within chance: this is a demonstration, not a benchmark.",
         f"Trainable and stored are per task, head included. Inference: {comparison.batch_size} test sentences padded "
         f"to {comparison.batch_tokens} tokens, float32; the "
