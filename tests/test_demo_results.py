@@ -6,7 +6,8 @@ import pytest
 
 from peft_aot.demo.picture import OTHERS, OURS, draw
 from peft_aot.demo.report import COLUMNS, conditions, markdown, table_cells
-from peft_aot.demo.results import Comparison, Row, format_bytes, load_comparison, save_comparison
+from peft_aot.demo.results import Comparison, Row, load_comparison, save_comparison
+from peft_aot.sizes import format_bytes
 
 matplotlib = pytest.importorskip("matplotlib")
 

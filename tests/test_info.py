@@ -13,7 +13,8 @@ import peft_aot
 from backbones import build
 from models import adapted
 from peft_aot.cli.app import main
-from peft_aot.info import AdapterInfo, TableInfo, describe, lines, size_in_words
+from peft_aot.info import AdapterInfo, TableInfo, describe, lines
+from peft_aot.sizes import format_bytes
 from peft_aot.tables import TABLE_FILE
 
 FACTOR_BYTES = 2 * (32 * 4 + 4 + 4 * 32 + 32) * 4
@@ -44,8 +45,8 @@ def test_an_adapter_without_a_table(tmp_path: Path) -> None:
         "blocks of the backbone": "2",
         "vocabulary": "120",
         "hidden size": "32",
-        "factors": "2.3 kB",
-        "head classifier": "2 x 32, 264 bytes",
+        "factors": "2.34 kB",
+        "head classifier": "2 x 32, 264 B",
         "fused table": "none; `peft-aot fuse DIR` makes one",
     }
 
@@ -95,7 +96,7 @@ def test_other_methods(settings: object, rank: str | None, tmp_path: Path) -> No
     found = words(tmp_path)
     assert found["method"] == settings.peft_type.value and found.get("rank") == rank
     own = 2 * 3 * (32 + 32) * 4 if rank else 4 * 32 * 4
-    assert found["factors"] == size_in_words(own) and found["head classifier"] == "2 x 32, 264 bytes"
+    assert found["factors"] == format_bytes(own) and found["head classifier"] == "2 x 32, 264 B"
     assert "fused table" not in found and "vocabulary" not in found
 
 
@@ -116,11 +117,6 @@ def test_nothing_to_describe(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"short")
     with pytest.raises(ValueError, match="expected readable weights in .*save or download it again"):
         describe(tmp_path)
-
-
-def test_sizes_in_words() -> None:
-    sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 141_000_000: "141.0 MB", 2_470_000_000: "2.47 GB"}
-    assert {size: size_in_words(size) for size in sizes} == sizes
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from peft_aot.aot.config import AoTConfig
 from peft_aot.card import read_task
 from peft_aot.fusion import CONFIG_FILE, read_factors
+from peft_aot.sizes import format_bytes
 from peft_aot.tables import TABLE_FILE, TableHeader, read_header
 from peft_aot.tables.format import factors_hash
 
@@ -128,11 +129,11 @@ def lines(info: AdapterInfo | TableInfo) -> list[tuple[str, str]]:
         ("validation scores", scores or None),
         ("rank", None if info.rank is None else str(info.rank)),
         *info.settings.items(),
-        ("factors", size_in_words(info.factor_bytes)),
+        ("factors", format_bytes(info.factor_bytes)),
     ]
     for head in info.heads:
         outputs = " x ".join(str(length) for length in head.shape)
-        found.append((f"head {head.name}", f"{outputs}, {size_in_words(head.bytes)}"))
+        found.append((f"head {head.name}", f"{outputs}, {format_bytes(head.bytes)}"))
     if info.table is not None:
         found += _table_lines(info.table)
     elif info.settings:
@@ -140,24 +141,14 @@ def lines(info: AdapterInfo | TableInfo) -> list[tuple[str, str]]:
     return [(what, value) for what, value in found if value is not None]
 
 
-def size_in_words(size: int) -> str:
-    """Return a number of bytes in decimal units, such as `141.0 MB`."""
-    value = float(size)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
-
-
 def _table_lines(table: TableInfo) -> list[tuple[str, str]]:
     header = table.header
     if header is None:
-        return [("fused table", f"{size_in_words(table.bytes)}, not usable: {table.problem}")]
+        return [("fused table", f"{format_bytes(table.bytes)}, not usable: {table.problem}")]
     kept = "complete" if header.complete else "partial"
     state = {None: "", True: ", fresh", False: ", stale: made from other factors, so the factors are used"}[table.fresh]
     return [
-        ("fused table", f"{size_in_words(table.bytes)}, {header.dtype}{state}"),
+        ("fused table", f"{format_bytes(table.bytes)}, {header.dtype}{state}"),
         ("tokens", f"{header.tokens:,} of {header.vocab_size:,} ({kept})"),
         ("rows", f"{len(header.layers)} blocks x {header.hidden_size} numbers, {header.row_bytes:,} bytes per token"),
         ("made for", header.base_model or "a backbone that was not recorded"),

@@ -22,9 +22,10 @@ from peft_aot.demo.finished import Run
 from peft_aot.demo.journey import DemoOptions, DemoResult, run_demo
 from peft_aot.demo.questions import SENTENCES, Answers, parse_question
 from peft_aot.demo.report import COLUMNS, conditions, table_cells
-from peft_aot.demo.results import Comparison, format_bytes
+from peft_aot.demo.results import Comparison
 from peft_aot.progress import Progress as Report
 from peft_aot.progress import ProgressCallback
+from peft_aot.sizes import format_bytes
 
 INTERRUPTED = 130
 PLAIN_SECONDS = 5.0  # between two lines of progress where there is no terminal to draw a bar in

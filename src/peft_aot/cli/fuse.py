@@ -10,7 +10,7 @@ import typer
 from peft_aot.cli.info import print_lines
 from peft_aot.cli.quiet import quiet_libraries
 from peft_aot.fusion import fuse as fuse_adapter
-from peft_aot.info import size_in_words
+from peft_aot.sizes import format_bytes
 
 
 def fuse(
@@ -28,7 +28,7 @@ def fuse(
     print_lines(
         [
             ("table", str(report.path)),
-            ("size", size_in_words(report.bytes)),
+            ("size", format_bytes(report.bytes)),
             ("dtype", report.header.dtype),
             ("tokens", f"{report.header.tokens:,} of {report.header.vocab_size:,}"),
             ("max row difference", f"{report.max_row_difference:.2g} from the factors"),

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_aot.demo.results import Comparison, format_bytes
+from peft_aot.demo.results import Comparison
+from peft_aot.sizes import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from peft_aot.demo.results import Comparison, Row, format_bytes
+from peft_aot.demo.results import Comparison, Row
+from peft_aot.sizes import format_bytes
 
 COLUMNS = ("method", "accuracy", "trainable", "stored", "training", "time / backbone")
 

@@ -81,12 +81,3 @@ def load_comparison(path: Path) -> Comparison:
     """Read what `save_comparison` wrote."""
     raw = json.loads(path.read_text(encoding="utf-8"))
     return Comparison(**{**raw, "rows": tuple(Row(**row) for row in raw["rows"])})
-
-
-def format_bytes(number: float) -> str:
-    """Return a size in decimal units with three digits, such as `1.25 MB`."""
-    for unit in ("B", "kB", "MB"):
-        if number < 999.5:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
