@@ -27,6 +27,14 @@ def test_heads_have_the_size_and_names_of_the_labels(folder: Path) -> None:
     assert model.dtype == torch.float32
 
 
+def test_a_head_of_another_size_in_the_checkpoint_is_replaced(folder: Path, tmp_path: Path) -> None:
+    load_backbone(str(folder), "classification", ("x", "y", "z")).model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    backbone = load_backbone(str(tmp_path), "classification", ("a", "b"))
+    assert backbone.model.num_labels == 2 and backbone.new_modules == ("classifier",)
+    assert backbone.model.classifier.weight.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["classification", "multiple_choice"])
 def test_a_pooler_that_the_checkpoint_lacks_is_found_beside_the_head(folder: Path, kind: str) -> None:
     backbone = load_backbone(str(folder), kind, ("x", "y"))  # type: ignore[arg-type]

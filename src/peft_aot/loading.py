@@ -137,7 +137,10 @@ def load_backbone(model: str, kind: Kind, labels: tuple[str, ...]) -> Backbone:
     auto = AutoModelForMultipleChoice if kind == "multiple_choice" else AutoModelForSequenceClassification
     try:
         config = AutoConfig.from_pretrained(model, **head)
-        loaded, report = auto.from_pretrained(model, config=config, dtype=torch.float32, output_loading_info=True)
+        # a checkpoint may bring a head of another size: it gets a fresh one, like a checkpoint without a head
+        loaded, report = auto.from_pretrained(
+            model, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"expected a hub id that can be reached or a local model folder, got {model!r} ({_reason(error)}); "
@@ -145,7 +148,8 @@ def load_backbone(model: str, kind: Kind, labels: tuple[str, ...]) -> Backbone:
         ) from error
     if loaded.config.pad_token_id is None:
         loaded.config.pad_token_id = tokenizer.pad_token_id
-    return Backbone(loaded, tokenizer, _missing_modules(loaded, set(report["missing_keys"])))
+    mismatched = {entry[0] for entry in report["mismatched_keys"]}
+    return Backbone(loaded, tokenizer, _missing_modules(loaded, set(report["missing_keys"]) | mismatched))
 
 
 def read_card(directory: Path) -> TaskCard:
