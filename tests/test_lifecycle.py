@@ -162,7 +162,10 @@ def test_a_wrapped_backbone_is_refused() -> None:
     backbone = build("bert")
     model = get_peft_model(backbone, config("bert", "SEQ_CLS"))
     before = output(model.eval(), BATCH)
-    with pytest.raises(ValueError, match="expected a backbone without AoT adapters.*unload.*load_adapter"):
+    with pytest.raises(
+        ValueError,
+        match="expected a backbone without adapters of this package, got one with AoTLayers.*unload.*load_adapter",
+    ):
         get_peft_model(backbone, config("bert", "SEQ_CLS"), adapter_name="second")
     torch.testing.assert_close(output(model, BATCH), before)
     again = get_peft_model(model.unload(), config("bert", "SEQ_CLS"), adapter_name="second")

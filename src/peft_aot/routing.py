@@ -165,8 +165,15 @@ class RoutedHead(ModulesToSaveWrapper):
             )
         return torch.stack([_widen(outputs[i], width) for i in range(len(names))])
 
-    def unload_and_optionally_merge_module(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Return the backbone's own head, whatever adapter is active."""
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """Return the backbone's own head or, if adapters are being merged, the active adapter's."""
+        if merge:
+            head: nn.Module = ModulesToSaveWrapper.unload_and_optionally_merge_module(
+                self, merge, safe_merge, adapter_names
+            )
+            return head
         original: nn.Module = self.original_module
         return original
 

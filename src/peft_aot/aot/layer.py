@@ -12,15 +12,16 @@ import inspect
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from peft_aot.tuner import TaskLayer
 
 from .config import AoTConfig
 from .lookup import Lookup
 from .reparam import FCRows, KroneckerRows, RowsModule, make_rows
 
 
-class AoTLayer(nn.Module, BaseTunerLayer):
+class AoTLayer(TaskLayer):
     """Wraps one block; behaves as the block towards its model, and as a tuner layer towards PEFT.
 
     Args:

@@ -5,18 +5,17 @@ What one call computes stands in `layer` and `lookup`; files stand in `files`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
+from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
-from torch import Tensor, nn
+from torch import nn
 
 from peft_aot.backbone import Block, find_blocks, input_embedding, vocabulary_size
-from peft_aot.routing import BASE, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
+from peft_aot.tuner import TaskTuner, matches
 
 from . import token_ids
 from .combine import combined_config
@@ -26,7 +25,7 @@ from .lookup import Lookup
 from .reparam import set_combination
 
 
-class AoTModel(BaseTuner):
+class AoTModel(TaskTuner):
     """AoT P-Tuning (arXiv 2305.10835) on a backbone.
 
     Args:
@@ -38,35 +37,22 @@ class AoTModel(BaseTuner):
         >>> model = get_peft_model(backbone, AoTConfig(task_type="SEQ_CLS", r=64))
     """
 
+    method = "AoT P-Tuning"
+    config_cls = AoTConfig
     prefix: str = "aot_"
     tuner_layer_cls = AoTLayer
-    target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        if any(isinstance(module, AoTLayer) for module in model.modules()):
-            raise ValueError(
-                "expected a backbone without AoT adapters, got one whose blocks are wrapped already; call unload() on "
-                "its PeftModel first, or add to that model with load_adapter or add_adapter"
-            )
+        super()._pre_injection_hook(model, config, adapter_name)
         self.lookup = Lookup(self)
         self.sources: dict[str, Any] = {}  # kept by `files`
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the backbone; in a mixed batch, check first that every example has an adapter name."""
-        tasks = tasks_of(self)
-        if tasks is not None:
-            check_batch(tasks, args, kwargs)
-            tasks.labels = tasks.labels or kwargs.get("labels") is not None
-        return super().forward(*args, **kwargs)
-
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        # PEFT enters this around every forward and generate; generate clones `inputs_embeds`, whose ids we know here
+        # generate clones `inputs_embeds`, whose ids we know here
         ids = token_ids.known_ids(kwargs.get("inputs_embeds"), self.model)
-        if kwargs.get("adapter_names") is not None:
-            route_heads(self.model, self)  # here, since PEFT adds some heads only after it has injected the adapter
         stated = nullcontext() if ids is None else token_ids.token_ids(ids)
-        with token_ids.contained(), mixed_batch(self, args, kwargs), stated:
+        with token_ids.contained(), super()._enable_peft_forward_hooks(*args, **kwargs), stated:
             yield
 
     # choosing and wrapping blocks
@@ -82,20 +68,6 @@ class AoTModel(BaseTuner):
         config.check_kron_shape()
         self._blocks = {block.name: block for block in chosen}
         return config
-
-    def _check_new_adapter_config(self, config: PeftConfig) -> None:
-        super()._check_new_adapter_config(config)
-        adapter_name = next(name for name, known in self.peft_config.items() if known is config)
-        if adapter_name == BASE:
-            raise ValueError(
-                f"expected an adapter name, got '{BASE}', which means none in a mixed batch; choose another"
-            )
-        for path, _ in self.model.named_modules():
-            if path.rpartition(".")[2] == adapter_name:
-                raise ValueError(
-                    f"expected an adapter name that no module of the model has, got '{adapter_name}', the name of a "
-                    f"module ({path}), below which PEFT would save nothing; choose another name"
-                )
 
     def _check_backbone(self, config: AoTConfig, blocks: Sequence[Block]) -> None:
         found = {
@@ -116,7 +88,7 @@ class AoTModel(BaseTuner):
         # a method where PEFT has a static one: blocks are known from the model's structure, not from the config alone
         if key in self._blocks:
             return True
-        return _ExcludedModule() if _matches(as_aot(peft_config).exclude_modules, key) else False
+        return _ExcludedModule() if matches(as_aot(peft_config).exclude_modules, key) else False
 
     def _create_and_replace(
         self,
@@ -184,23 +156,12 @@ class AoTModel(BaseTuner):
 
     def unload(self) -> nn.Module:
         """Return the backbone as it was before any adapter: its own heads, hooks removed."""
-        route_heads(self.model, self)
-        model: nn.Module = super().unload()
+        model = super().unload()
         token_ids.unwatch(model)
         return model
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(CANNOT_MERGE)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        fit_heads(model, adapter_name, state_dict)
-        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
-            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
-        )
-        return remapped
 
 
 def as_aot(config: PeftConfig) -> AoTConfig:
@@ -222,10 +183,10 @@ def choose_blocks(config: AoTConfig, blocks: Sequence[Block]) -> list[Block]:
     chosen = [
         block
         for block in blocks
-        if (config.target_modules is None or _matches(config.target_modules, block.name))
+        if (config.target_modules is None or matches(config.target_modules, block.name))
         and (not numbers or block.index in numbers)
         and (not patterns or block.pattern in patterns)
-        and not _matches(config.exclude_modules, block.name)
+        and not matches(config.exclude_modules, block.name)
     ]
     if not chosen:
         raise NoMatchingPeftModuleError(
@@ -234,12 +195,3 @@ def choose_blocks(config: AoTConfig, blocks: Sequence[Block]) -> list[Block]:
             f"{blocks[0].name} ... {blocks[-1].name}; leave them out to take all blocks"
         )
     return chosen
-
-
-def _matches(patterns: Sequence[str] | str | None, key: str) -> bool:
-    """Match a name as PEFT does: a str is a regex for the whole name, a list holds names or endings of names."""
-    if patterns is None:
-        return False
-    if isinstance(patterns, str):
-        return re.fullmatch(patterns, key) is not None
-    return any(key == pattern or key.endswith(f".{pattern}") for pattern in patterns)
