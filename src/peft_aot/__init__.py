@@ -6,9 +6,23 @@ register()
 
 from peft_aot.aot import AoTConfig, AoTLayer, AoTModel  # noqa: E402 - PEFT must know the methods first
 from peft_aot.aot.token_ids import token_ids  # noqa: E402
+from peft_aot.bitfit import BitFitConfig, BitFitLayer, BitFitModel  # noqa: E402
 from peft_aot.fusion import fuse  # noqa: E402
 from peft_aot.tables import FuseReport, Table  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["AoTConfig", "AoTLayer", "AoTModel", "FuseReport", "Table", "__version__", "fuse", "register", "token_ids"]
+__all__ = [
+    "AoTConfig",
+    "AoTLayer",
+    "AoTModel",
+    "BitFitConfig",
+    "BitFitLayer",
+    "BitFitModel",
+    "FuseReport",
+    "Table",
+    "__version__",
+    "fuse",
+    "register",
+    "token_ids",
+]

@@ -20,6 +20,7 @@ from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType, register_peft_method
 
+METHODS = {"aot": "AoT", "bitfit": "BitFit"}
 SUPPORTED = (Version("0.21.2"), Version("0.22"))
 
 
@@ -43,10 +44,12 @@ def extend_peft_type(enum: type[Enum], name: str) -> None:
 def register() -> None:
     """Register every method of this package with PEFT; registering twice changes nothing."""
     check_version(peft.__version__)
-    extend_peft_type(PeftType, "AOT")
-    # the classes need PeftType.AOT to exist, so that they are imported here
-    aot = importlib.import_module("peft_aot.aot")
-    _register_method("aot", aot.AoTConfig, aot.AoTModel)
+    for name in METHODS:
+        extend_peft_type(PeftType, name.upper())
+    for name, prefix in METHODS.items():
+        # the classes need their member of PeftType to exist, so that they are imported here
+        package = importlib.import_module(f"peft_aot.{name}")
+        _register_method(name, getattr(package, f"{prefix}Config"), getattr(package, f"{prefix}Model"))
     _patch_peft_model()
 
 

@@ -1,0 +1,162 @@
+"""A tuner whose layers stand beside modules: chooses modules, attaches layers, and looks after the life of adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import _ExcludedModule
+from peft.utils.error import NoMatchingPeftModuleError
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from peft_aot.backbone import find_blocks
+from peft_aot.routing import note_rows
+from peft_aot.tuner import TaskTuner, matches
+
+from .config import AttachedConfig
+from .layer import AttachedLayer
+from .targets import in_backbone, inside_any
+
+# Their modules see (T, B, D), or so in parts: the row of an example cannot be told from the shape.
+TIME_FIRST = {"xlnet", "longformer", "led", "fsmt"}
+
+
+class AttachedTuner(TaskTuner):
+    """See the module; a method says which modules it can adapt.
+
+    Attributes:
+        layer_cls: The class of its layers.
+    """
+
+    layer_cls: ClassVar[type[AttachedLayer]]
+
+    def candidates(self, config: AttachedConfig) -> Mapping[str, str | None]:
+        """Return the modules that could be adapted, by name: None if they can, or why they cannot.
+
+        Raises:
+            ValueError: The backbone has none; the message says what else can be done.
+        """
+        raise NotImplementedError
+
+    def defaults(self, config: AttachedConfig, able: list[str]) -> list[str]:
+        """Return those of `able` that are adapted if the user does not choose: those of the backbone, not of heads."""
+        return in_backbone(self.model, able)
+
+    def prepare(self, config: AttachedConfig, targets: list[str]) -> None:
+        """Check a configuration against the chosen modules, and complete it, before anything is changed."""
+
+    # choosing and attaching
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        super()._pre_injection_hook(model, config, adapter_name)
+        self._row_hooks: list[RemovableHandle] = []
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        config = as_attached(peft_config)
+        self._targets = self._choose(config)
+        self.prepare(config, self._targets)
+        return config
+
+    def _choose(self, config: AttachedConfig) -> list[str]:
+        found = self.candidates(config)
+        able = [name for name, problem in found.items() if problem is None]
+        chosen = list(found) if config.target_modules is not None else self.defaults(config, able)
+        kept = [
+            name
+            for name in chosen
+            if (config.target_modules is None or matches(config.target_modules, name))
+            and not matches(config.exclude_modules, name)
+            and not inside_any(name, config.modules_to_save)
+        ]
+        if not kept:
+            raise NoMatchingPeftModuleError(
+                f"expected target_modules={config.target_modules!r}, exclude_modules={config.exclude_modules!r} and "
+                f"modules_to_save={config.modules_to_save!r} to leave a module that {self.method} can adapt, got none "
+                f"of {len(able)} ({', '.join(able[:3])}, ...); leave them out to take the usual ones"
+            )
+        unable = [f"{name} ({found[name]})" for name in kept if found[name] is not None]
+        if unable:
+            raise ValueError(
+                f"expected target_modules that {self.method} can adapt, got {'; '.join(unable[:3])}; leave them out"
+            )
+        return kept
+
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
+        # a method where PEFT has a static one: targets are known from the model, not from the config alone
+        if key in self._targets:
+            return True
+        return _ExcludedModule() if matches(as_attached(peft_config).exclude_modules, key) else False
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target._modules.get(self.layer_cls.child_name)
+        if not isinstance(layer, AttachedLayer):
+            layer = self.layer_cls(target, self, adapter_name)
+        layer.update_layer(adapter_name, as_attached(peft_config))
+
+    # mixed batches
+
+    def _prepare_mixed_batches(self) -> None:
+        super()._prepare_mixed_batches()
+        if all(layer.mixes for layer in self.layers()):
+            return
+        kind = getattr(getattr(self.model, "config", None), "model_type", None)
+        if kind in TIME_FIRST:
+            raise ValueError(
+                f"expected a backbone whose modules see the examples first, got {kind}, which turns them about; run "
+                f"the adapters one at a time with set_adapter"
+            )
+        self._row_hooks = [note_rows(stack) for stack in dict.fromkeys(b.stack for b in find_blocks(self.model))]
+        for layer in self.layers():
+            layer.mix()
+
+    # the life of adapters
+
+    def layers(self) -> list[AttachedLayer]:
+        """Return the attached layers, in the order of the backbone's modules."""
+        return [module for module in self.model.modules() if isinstance(module, AttachedLayer)]
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Keep adapters in the weights, whatever is active, until `unmerge_adapter`; all of them or nothing."""
+        try:
+            super().merge_adapter(adapter_names, safe_merge)
+        except Exception:
+            self.unmerge_adapter()  # type: ignore[no-untyped-call]
+            raise
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Return the backbone with adapters, by default the active ones, in its weights for good."""
+        self.merge_adapter(adapter_names, safe_merge)
+        self._leave(merged=True)
+        model: nn.Module = super().merge_and_unload(progressbar, safe_merge, adapter_names)
+        return model
+
+    def unload(self) -> nn.Module:
+        """Return the backbone as it was before any adapter, with its own heads."""
+        self._leave(merged=False)
+        return super().unload()
+
+    def _leave(self, merged: bool) -> None:
+        for layer in self.layers():
+            layer.leave(merged)
+        for handle in self._row_hooks:
+            handle.remove()
+
+
+def as_attached(config: PeftConfig) -> AttachedConfig:
+    """Return `config`, of which PEFT only knows that it is a `PeftConfig`."""
+    if not isinstance(config, AttachedConfig):
+        raise TypeError(f"expected an AttachedConfig, got {type(config).__name__}; do not mix methods in one model")
+    return config

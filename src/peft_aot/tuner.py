@@ -1,0 +1,128 @@
+"""What every tuner of this package is to PEFT: adapters by name, batches that mix them, heads that go with them.
+
+Knows nothing of what an adapter computes or stores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+
+from peft_aot.routing import BASE, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
+
+
+class TaskLayer(nn.Module, BaseTunerLayer):
+    """A tuner layer of this package: PEFT's own, with the modules it may hold."""
+
+
+class TaskTuner(BaseTuner):
+    """A tuner whose adapters may be mixed in one batch (`adapter_names`) and bring heads of any size.
+
+    Attributes:
+        method: The method's name in messages and model cards, such as "AoT P-Tuning".
+        config_cls: The class of its configurations.
+        cannot_mix: Why its adapters cannot be mixed in one batch, for methods where they cannot.
+    """
+
+    method: ClassVar[str]
+    config_cls: ClassVar[type[PeftConfig]]
+    cannot_mix: ClassVar[str | None] = None
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        there = next((module for module in model.modules() if isinstance(module, TaskLayer)), None)
+        if there is not None:
+            raise ValueError(
+                f"expected a backbone without adapters of this package, got one with {type(there).__name__}s; call "
+                f"unload() on its PeftModel first, or add to that model with load_adapter or add_adapter"
+            )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the backbone; in a mixed batch, check first that every example has an adapter name."""
+        tasks = tasks_of(self)
+        if tasks is not None:
+            check_batch(tasks, args, kwargs)
+            tasks.labels = tasks.labels or kwargs.get("labels") is not None
+        return super().forward(*args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        # PEFT enters this around every forward and generate
+        if kwargs.get("adapter_names") is not None:
+            if self.cannot_mix is not None:
+                raise ValueError(
+                    f"expected a call without adapter_names, got some: {self.cannot_mix}; run the adapters one at a "
+                    f"time with set_adapter"
+                )
+            self._prepare_mixed_batches()
+        with mixed_batch(self, args, kwargs):
+            yield
+
+    def _prepare_mixed_batches(self) -> None:
+        """Do before a mixed batch what is needed once; doing it again changes nothing."""
+        route_heads(self.model, self)  # here, since PEFT adds some heads only after it has injected the adapter
+
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
+        super()._check_new_adapter_config(config)
+        if not isinstance(config, self.config_cls):
+            raise TypeError(
+                f"expected a {self.config_cls.__name__}, got {type(config).__name__}; do not mix methods in one model"
+            )
+        adapter_name = next(name for name, known in self.peft_config.items() if known is config)
+        if adapter_name == BASE:
+            raise ValueError(
+                f"expected an adapter name, got '{BASE}', which means none in a mixed batch; choose another"
+            )
+        for path, _ in self.model.named_modules():
+            if path.rpartition(".")[2] == adapter_name:
+                raise ValueError(
+                    f"expected an adapter name that no module of the model has, got '{adapter_name}', the name of a "
+                    f"module ({path}), below which PEFT would save nothing; choose another name"
+                )
+
+    def unload(self) -> nn.Module:
+        """Return the backbone as it was before any adapter, with its own heads."""
+        route_heads(self.model, self)
+        model: nn.Module = super().unload()
+        return model
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        check_finite(state_dict)
+        fit_heads(model, adapter_name, state_dict)
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        return remapped
+
+
+def check_finite(state_dict: dict[str, Tensor]) -> None:
+    """Refuse saved values that are not numbers.
+
+    Raises:
+        ValueError: NaN or infinity in a tensor; the message names it.
+    """
+    for name, tensor in state_dict.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"expected finite values in the saved adapter, got NaN or infinity in {name}; train it again or load "
+                f"an earlier checkpoint"
+            )
+
+
+def matches(patterns: Sequence[str] | str | None, key: str) -> bool:
+    """Match a name as PEFT does: a str is a regex for the whole name, a list holds names or endings of names."""
+    if patterns is None:
+        return False
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, key) is not None
+    return any(key == pattern or key.endswith(f".{pattern}") for pattern in patterns)
