@@ -59,6 +59,7 @@ CONFIGS = {
 ENCODERS = ["bert", "roberta", "deberta_v2", "modernbert", "distilbert", "electra", "mpnet"]
 DECODERS = ["gpt2", "llama", "qwen3"]
 ENCODER_DECODERS = ["t5", "bart"]
+BIASED = ["bert", "roberta", "deberta_v2", "distilbert", "electra", "mpnet", "gpt2", "bart"]
 
 TASKS = {
     "SEQ_CLS": t.AutoModelForSequenceClassification,
@@ -94,6 +95,10 @@ def build(name: str, task: str = "SEQ_CLS", num_labels: int = 2, seed: int = 0) 
     config.num_labels = num_labels
     torch.manual_seed(seed)
     model = TASKS[task].from_config(config, attn_implementation="eager" if name in ("deberta_v2", "mpnet") else "sdpa")
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):  # zero in fresh models, as in no trained one
+            parameter.data.normal_(0.0, 0.1, generator=generator)
     if num_labels != 2:  # the same weights wherever the number of labels does not show
         state = model.state_dict()
         for key, value in build(name, task, seed=seed).state_dict().items():

@@ -16,7 +16,7 @@ from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel
 import peft_aot
 from backbones import build, inputs, output
 from hub_server import TOKEN, Hub, serve
-from models import adapted, config
+from models import METHODS, adapted, config
 from peft_aot.tables import TABLE_FILE
 
 BATCH = inputs("bert", "SEQ_CLS")
@@ -68,7 +68,7 @@ def test_push_with_table_and_load(hub: Hub) -> None:
     tree = hub.repositories["me/rte"].tree()
     assert {"adapter_config.json", "adapter_model.safetensors", TABLE_FILE, "README.md"} <= set(tree)
     assert commit == f"{hub.endpoint}/me/rte/commit/{commit.oid}"
-    assert hub.repositories["me/rte"].messages[-1].startswith("Upload AoT adapter")
+    assert hub.repositories["me/rte"].messages[-1].startswith("Upload AoT P-Tuning adapter")
     assert PeftConfig.from_pretrained("me/rte").peft_type == "AOT"
     with torch.no_grad():
         expected = output(adapted("bert"), BATCH)
@@ -201,6 +201,26 @@ def test_auto_model_finds_backbone_and_table(hub: Hub, tmp_path: Path) -> None:
     expected = pushed(model)
     found = AutoPeftModelForSequenceClassification.from_pretrained("me/rte")
     check(found, expected, table=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_pushed_and_loaded(method: str, hub: Hub) -> None:
+    model = adapted("bert", method=method)
+    with torch.no_grad():
+        expected = pushed(model)
+        torch.testing.assert_close(output(load(), BATCH), expected)
+    repository = hub.repositories["me/rte"]
+    assert repository.messages[-1].startswith(f"Upload {model.base_model.method} adapter")
+    assert f"## {model.base_model.method} adapter" in repository.tree()["README.md"].decode()
+
+
+def test_weights_of_the_other_format_go(hub: Hub) -> None:
+    # PEFT reads adapter_model.safetensors first, whichever file is newer
+    pushed(adapted("bert"))
+    expected = pushed(adapted("bert", seed=9), safe_serialization=False)
+    tree = hub.repositories["me/rte"].tree()
+    assert "adapter_model.bin" in tree and "adapter_model.safetensors" not in tree
+    check(load(), expected, table=False)
 
 
 def peft_aot_model(backbone: torch.nn.Module) -> PeftModel:

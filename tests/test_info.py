@@ -11,10 +11,11 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 import peft_aot
 from backbones import build
-from models import adapted
+from models import METHODS, adapted
 from peft_aot.cli.app import main
 from peft_aot.info import AdapterInfo, TableInfo, describe, lines
 from peft_aot.sizes import format_bytes
+from peft_aot.stored import stored_tuners
 from peft_aot.tables import TABLE_FILE
 
 FACTOR_BYTES = 2 * (32 * 4 + 4 + 4 * 32 + 32) * 4
@@ -32,12 +33,12 @@ def words(path: Path) -> dict[str, str]:
 def test_an_adapter_without_a_table(tmp_path: Path) -> None:
     info = describe(saved(tmp_path))
     assert isinstance(info, AdapterInfo)
-    assert (info.method, info.task_type, info.rank, info.factor_bytes) == ("AOT", "SEQ_CLS", 4, FACTOR_BYTES)
+    assert (info.method, info.task_type, info.rank, info.own_bytes) == ("AOT", "SEQ_CLS", 4, FACTOR_BYTES)
     assert [(h.name, h.shape, h.bytes) for h in info.heads] == [("classifier", (2, 32), (64 + 2) * 4)]
     assert info.table is None and info.task is None and info.base_model is None
     assert words(tmp_path) == {
         "adapter": str(tmp_path),
-        "method": "AOT",
+        "method": "AoT P-Tuning (AOT)",
         "backbone": "not recorded",
         "task": "(SEQ_CLS)",
         "rank": "4",
@@ -84,6 +85,32 @@ def test_tables(tmp_path: Path) -> None:
     assert "not usable: expected a complete table" in words(tmp_path)["fused table"]
 
 
+def test_bitfit(tmp_path: Path) -> None:
+    saved(tmp_path, method="bitfit", target_modules=["query", "key"])
+    info = describe(tmp_path)
+    assert isinstance(info, AdapterInfo)
+    assert (info.method, info.method_name, info.rank) == ("BITFIT", "BitFit", None)
+    assert words(tmp_path) == {
+        "adapter": str(tmp_path),
+        "method": "BitFit (BITFIT)",
+        "backbone": "not recorded",
+        "task": "(SEQ_CLS)",
+        "target modules": "key, query",
+        "values": format_bytes(2 * 2 * 32 * 4),
+        "head classifier": "2 x 32, 264 B",
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_the_package(method: str, tmp_path: Path) -> None:
+    found = words(saved(tmp_path, method=method))
+    kind = METHODS[method].config().peft_type.value
+    tuner = stored_tuners()[kind]
+    assert found["method"] == f"{tuner.method} ({kind})" and tuner.values in found
+    assert ("rank" in found) is ("r" in tuner.config_cls.__dataclass_fields__) and "r" not in found
+    assert ("fused table" in found) is (method == "aot")
+
+
 @pytest.mark.parametrize(
     ("settings", "rank"),
     [
@@ -104,7 +131,7 @@ def test_weights_in_the_other_format(tmp_path: Path) -> None:
     adapted("bert").save_pretrained(tmp_path, safe_serialization=False)
     info = describe(tmp_path)
     assert isinstance(info, AdapterInfo)
-    assert info.factor_bytes == (tmp_path / "adapter_model.bin").stat().st_size and info.heads == ()
+    assert info.own_bytes == (tmp_path / "adapter_model.bin").stat().st_size and info.heads == ()
 
 
 def test_nothing_to_describe(tmp_path: Path) -> None:

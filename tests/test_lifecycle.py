@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model
 
 import peft_aot
 from backbones import build, inputs, output
-from models import adapted, config, dense_tables
+from models import METHODS, adapted, config, dense_tables
 from peft_aot.aot.token_ids import current_call
 from peft_aot.routing import tasks_of
 
@@ -175,6 +175,14 @@ def test_a_wrapped_backbone_is_refused() -> None:
 def test_the_name_that_means_no_adapter_is_refused() -> None:
     with pytest.raises(ValueError, match="expected an adapter name, got '__base__'"):
         get_peft_model(build("bert"), config("bert", "SEQ_CLS"), adapter_name="__base__")
+
+
+@pytest.mark.parametrize("name", ["copy", "values", "forward"])
+def test_a_name_of_a_method_of_torch_is_refused(name: str) -> None:
+    model = adapted("bert", method="bitfit")
+    with pytest.raises(ValueError, match=f"expected an adapter name that torch can keep modules under, got '{name}'"):
+        model.add_adapter(name, config("bert", "SEQ_CLS", "bitfit"))
+    assert list(model.peft_config) == ["default"]
 
 
 def test_loading_into_an_adapter_that_computes_rows_otherwise_is_refused(tmp_path: Path) -> None:
@@ -362,8 +370,12 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
         model(input_ids=ids)
 
 
-def test_threads_do_not_see_each_other() -> None:
-    model = two_adapters()
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.mixes])
+def test_threads_do_not_see_each_other(method: str) -> None:
+    model = adapted("bert", method=method)
+    torch.manual_seed(8)
+    model.add_adapter("other", config("bert", "SEQ_CLS", method))
+    model.eval()
     batches = [inputs("bert", "SEQ_CLS", seed=s) for s in range(4)]
     names = [["default", "other", "__base__"], None, ["__base__"] * 3, ["other"] * 3]
     expected = [output(model, b, adapter_names=n).detach() for b, n in zip(batches, names, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from peft import LoraConfig, PeftConfig
 
-from peft_aot import AoTConfig
+from peft_aot import AoTConfig, BitFitConfig, HiWiConfig, HoulsbyConfig, PaFiConfig
 from peft_aot.methods import AdapterRequest, configure, get_method, method_names
 
 REQUEST = AdapterRequest("bert", "classification", ("classifier", "bert.pooler"), rank=7, virtual_tokens=3)
@@ -18,7 +18,8 @@ def config_of(name: str, request: AdapterRequest = REQUEST) -> PeftConfig:
 
 
 def test_the_methods_are_those_promised() -> None:
-    assert method_names() == ("aot", "aot-kron", "lora", "ia3", "prompt", "prefix", "bitfit", "head", "full")
+    peft = ("lora", "ia3", "prompt", "prefix")
+    assert method_names() == ("aot", "aot-kron", *peft, "bitfit", "houlsby", "pafi", "hiwi", "head", "full")
 
 
 @pytest.mark.parametrize("name", [name for name in method_names() if name != "full"])
@@ -35,6 +36,10 @@ def test_ranks_and_reparametrizations() -> None:
     assert isinstance(lora, LoraConfig)
     assert (fc.reparam, kron.reparam) == ("fc", "kron")
     assert fc.r == kron.r == lora.r == lora.lora_alpha == 7
+    houlsby, hiwi, pafi, bitfit = (config_of(name) for name in ("houlsby", "hiwi", "pafi", "bitfit"))
+    assert isinstance(houlsby, HoulsbyConfig) and isinstance(hiwi, HiWiConfig)
+    assert isinstance(pafi, PaFiConfig) and isinstance(bitfit, BitFitConfig)
+    assert houlsby.r == hiwi.r == 7
     assert config_of("prompt").num_virtual_tokens == config_of("prefix").num_virtual_tokens == 3
 
 

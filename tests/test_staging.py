@@ -182,39 +182,44 @@ def test_every_file_is_flushed_before_the_save_is_final(tmp_path: Path, monkeypa
 # with real adapters
 
 
-@pytest.fixture(scope="module")
-def old() -> PeftModel:
-    return adapted("bert", r=2, fuse_on_save=True, table_dtype="float32")
+VERSIONS = {"aot": ("r", [2, 6]), "bitfit": ("target_modules", [["query"], ["key"]])}
 
 
-@pytest.fixture(scope="module")
-def new() -> PeftModel:
-    return adapted("bert", r=6, num_labels=3, seed=9, fuse_on_save=True, table_dtype="float32")
-
-
-@pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_an_adapter_killed_at_every_step(old: PeftModel, new: PeftModel, fused: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "fused"),
+    [("aot", True), pytest.param("aot", False, marks=pytest.mark.slow), ("bitfit", False)],
+)
+def test_an_adapter_killed_at_every_step(method: str, fused: bool, tmp_path: Path) -> None:
+    field, values = VERSIONS[method]
+    tables = {"fuse_on_save": True, "table_dtype": "float32"} if method == "aot" else {}
+    old, new = (
+        adapted("bert", num_labels=labels, seed=labels, method=method, **{field: value}, **tables)
+        for labels, value in zip((2, 3), values, strict=True)
+    )
+    options = {"fuse": fused} if method == "aot" else {}
     old.save_pretrained(tmp_path / "old")
     (tmp_path / "old" / "notes.txt").write_text("mine", encoding="utf-8")
     with torch.no_grad():
-        expected = {2: output(old, BATCH), 6: output(new, BATCH)}
+        expected = [output(old, BATCH), output(new, BATCH)]
     seen = set()
     for step in itertools.count():
         folder = tmp_path / "adapter"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "old", folder)
-        killed = killed_at(step, lambda folder=folder: new.save_pretrained(folder, fuse=fused))
+        killed = killed_at(step, lambda folder=folder: new.save_pretrained(folder, **options))
         loaded = PeftModel.from_pretrained(build("bert"), folder)
-        rank = loaded.peft_config["default"].r
+        tuner, config = loaded.base_model, loaded.peft_config["default"]
+        which = values.index(getattr(config, field))
         with torch.no_grad():
-            torch.testing.assert_close(output(loaded, BATCH), expected[rank], atol=1e-5, rtol=1e-5)
-        assert bool(loaded.base_model.lookup.tables) is (fused or rank == 2), "its own table, or none"
+            torch.testing.assert_close(output(loaded, BATCH), expected[which], atol=1e-5, rtol=1e-5)
+        if method == "aot":
+            assert bool(tuner.lookup.tables) is (fused or which == 0), "its own table, or none"
         assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine"
-        assert f"rank {rank}" in (folder / "README.md").read_text(encoding="utf-8")
-        seen.add(rank)
+        assert tuner.summary(config) in (folder / "README.md").read_text(encoding="utf-8")
+        seen.add(which)
         if not killed:
             break
-    assert seen == {2, 6}
+    assert seen == {0, 1}
 
 
 def test_several_adapters_in_one_save(tmp_path: Path) -> None:

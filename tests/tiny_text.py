@@ -43,7 +43,11 @@ def write_backbone(folder: Path, positions: int = 64) -> Path:
         intermediate_size=64,
         max_position_embeddings=positions,
     )
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    model = BertModel(config, add_pooling_layer=False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zero in fresh models, as in no trained one
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
     return folder
 
 

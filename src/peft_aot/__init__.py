@@ -8,6 +8,9 @@ from peft_aot.aot import AoTConfig, AoTLayer, AoTModel  # noqa: E402 - PEFT must
 from peft_aot.aot.token_ids import token_ids  # noqa: E402
 from peft_aot.bitfit import BitFitConfig, BitFitLayer, BitFitModel  # noqa: E402
 from peft_aot.fusion import fuse  # noqa: E402
+from peft_aot.hiwi import HiWiConfig, HiWiLayer, HiWiModel  # noqa: E402
+from peft_aot.houlsby import HoulsbyConfig, HoulsbyLayer, HoulsbyModel  # noqa: E402
+from peft_aot.pafi import PaFiConfig, PaFiLayer, PaFiModel  # noqa: E402
 from peft_aot.tables import FuseReport, Table  # noqa: E402
 
 __version__ = "0.1.0"
@@ -20,6 +23,15 @@ __all__ = [
     "BitFitLayer",
     "BitFitModel",
     "FuseReport",
+    "HiWiConfig",
+    "HiWiLayer",
+    "HiWiModel",
+    "HoulsbyConfig",
+    "HoulsbyLayer",
+    "HoulsbyModel",
+    "PaFiConfig",
+    "PaFiLayer",
+    "PaFiModel",
     "Table",
     "__version__",
     "fuse",

@@ -1,7 +1,7 @@
 """Making PEFT know the methods of this package, as a fork would; the only file that changes PEFT itself or an enum.
 
 Importing `peft_aot` calls `register()`. It adds each method to `PeftType` and to PEFT's mappings, puts its classes into
-the `peft` namespaces, and lets `PeftModel` save, load and push an AoT adapter's table with the adapter.
+the `peft` namespaces, and lets `PeftModel` save, load and push adapters of this package as `files` does.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from aenum import extend_enum
 from packaging.version import Version
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 
-METHODS = {"aot": "AoT", "bitfit": "BitFit"}
+from peft_aot.counting import count_optimizer_steps
+
+METHODS = {"aot": "AoT", "bitfit": "BitFit", "hiwi": "HiWi", "houlsby": "Houlsby", "pafi": "PaFi"}
 SUPPORTED = (Version("0.21.2"), Version("0.22"))
 
 
@@ -51,11 +54,12 @@ def register() -> None:
         package = importlib.import_module(f"peft_aot.{name}")
         _register_method(name, getattr(package, f"{prefix}Config"), getattr(package, f"{prefix}Model"))
     _patch_peft_model()
+    count_optimizer_steps()
 
 
-def _register_method(name: str, config_cls: type, model_cls: type) -> None:
+def _register_method(name: str, config_cls: type, model_cls: type[BaseTuner]) -> None:
     if PeftType[name.upper()] not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
+        register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls, prefix=model_cls.prefix)
     for module in (peft, peft.tuners):
         for cls in (config_cls, model_cls):
             setattr(module, cls.__name__, cls)
@@ -64,8 +68,9 @@ def _register_method(name: str, config_cls: type, model_cls: type) -> None:
 
 
 def _patch_peft_model() -> None:
-    files = importlib.import_module("peft_aot.aot.files")
-    tuner = importlib.import_module("peft_aot.aot.model").AoTModel
+    files = importlib.import_module("peft_aot.files")
+    tuner = importlib.import_module("peft_aot.tuner").TaskTuner
+    keep_backbone = importlib.import_module("peft_aot.undo").keep_backbone
 
     def save_pretrained(original: Callable[..., Any], self: PeftModel, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.base_model, tuner):
@@ -74,28 +79,30 @@ def _patch_peft_model() -> None:
             return files.save_adapters(self, functools.partial(original, self), **named.pop("kwargs", {}), **named)
         return original(self, *args, **kwargs)
 
-    def load_adapter(
-        original: Callable[..., Any], self: PeftModel, model_id: str, adapter_name: str, *args: Any, **kwargs: Any
-    ) -> Any:
-        if not isinstance(self.base_model, tuner):
-            return original(self, model_id, adapter_name, *args, **kwargs)
-        use_table = kwargs.pop("use_table", True)
-        files.before_loading(self, model_id, adapter_name, **kwargs)
-        result = original(self, model_id, adapter_name, *args, **kwargs)
-        files.adapter_loaded(self, model_id, adapter_name, use_table, **kwargs)
-        return result
+    def load_adapter(original: Callable[..., Any], self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.base_model, tuner):
+            return files.load_adapter(self, functools.partial(original, self), *args, **kwargs)
+        return original(self, *args, **kwargs)
 
     def push_to_hub(original: Callable[..., Any], self: PeftModel, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.base_model, tuner):
             return files.push_adapters(self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
-    for replacement in (save_pretrained, load_adapter, push_to_hub):
+    def from_pretrained(
+        original: Callable[..., Any], cls: type[PeftModel], model: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        with keep_backbone(model):
+            return original(cls, model, *args, **kwargs)
+
+    for replacement in (save_pretrained, load_adapter, push_to_hub, from_pretrained):
         _replace(PeftModel, replacement.__name__, replacement)
 
 
 def _replace(owner: type, name: str, replacement: Callable[..., Any]) -> None:
-    original = getattr(owner, name)
+    static = inspect.getattr_static(owner, name)
+    of_class = isinstance(static, classmethod)
+    original = static.__func__ if of_class else static
     if getattr(original, "_peft_aot", False):
         return
 
@@ -104,4 +111,4 @@ def _replace(owner: type, name: str, replacement: Callable[..., Any]) -> None:
         return replacement(original, self, *args, **kwargs)
 
     method._peft_aot = True  # type: ignore[attr-defined]
-    setattr(owner, name, method)
+    setattr(owner, name, classmethod(method) if of_class else method)

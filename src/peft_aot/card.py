@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard
+from peft.config import PeftConfig
 
-if TYPE_CHECKING:
-    from peft_aot.aot.config import AoTConfig
+from peft_aot.stored import StoredTuner
 
-TASK_FILE = "task.json"
+CARD_FILE, TASK_FILE = "README.md", "task.json"
 START, END = "<!-- peft_aot: start -->", "<!-- peft_aot: end -->"
 LOADERS = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -23,34 +22,22 @@ LOADERS = {
 }
 
 
-NOT_FUSED = "No fused table is included; `peft-aot fuse DIR` makes one."
-FUSED = "A fused lookup table ({dtype}) is included: inference reads one row per token."
-
-
-def complete_card(source: Path, target: Path, sections: Sequence[str]) -> None:
+def complete_card(source: Path, target: Path, tag: str, sections: Sequence[str]) -> None:
     """Write a card that says what a folder of adapters holds.
 
     Args:
         source: The card that PEFT wrote, or an earlier one; what people added to it is kept.
         target: Where to write the completed card.
+        tag: Of the method.
         sections: One per adapter, from `describe`.
     """
     card = ModelCard.load(source)
-    card.data.tags = sorted({*(card.data.tags or []), "peft_aot", "aot-p-tuning"})
+    card.data.tags = sorted({*(card.data.tags or []), "peft_aot", tag})
     before, _, rest = card.text.partition(START)
     after = rest.partition(END)[2] if rest else ""
     section = "\n\n".join(sections)
     card.text = f"{before.rstrip()}\n\n{START}\n{section}\n{END}{after}"
     card.save(target)
-
-
-def state_table(folder: Path, dtype: str) -> None:
-    """Say in the card of a folder, if it has one, that a table has been fused into it since."""
-    path = folder / "README.md"
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-        if NOT_FUSED in text:
-            path.write_text(text.replace(NOT_FUSED, FUSED.format(dtype=dtype)), encoding="utf-8")
 
 
 def read_task(folder: Path) -> dict[str, object]:
@@ -63,29 +50,34 @@ def read_task(folder: Path) -> dict[str, object]:
 
 
 def describe(
-    adapter_name: str, config: AoTConfig, fused: bool, task: dict[str, object], subfolder: str | None = None
+    tuner: type[StoredTuner],
+    adapter_name: str,
+    config: PeftConfig,
+    beside: str,
+    task: dict[str, object],
+    subfolder: str | None = None,
 ) -> str:
     """Return the section of the card about one adapter, as Markdown.
 
     Args:
+        tuner: Its method's.
         adapter_name: The adapter's name.
         config: Its configuration.
-        fused: Whether a table is saved with it.
+        beside: A sentence about what is saved beside its values; may be empty.
         task: What its `task.json` says, see `read_task`.
         subfolder: Where the adapter stands below the folder of the card, if not in it.
     """
-    kind = "FC" if config.reparam == "fc" else "Kronecker"
     backbone = config.base_model_name_or_path or "the backbone it was trained on"
     task_type = str(getattr(config.task_type, "value", config.task_type) or "")
     loader = LOADERS.get(task_type, "AutoModel")
-    table = FUSED.format(dtype=config.table_dtype) if fused else NOT_FUSED
     inside = f', subfolder="{subfolder}"' if subfolder else ""
+    article = "An" if tuner.method[0] in "AEIOU" else "A"
+    summary = tuner.summary(config)
     lines = [
-        "## AoT P-Tuning adapter",
+        f"## {tuner.method} adapter",
         "",
-        f"An [AoT P-Tuning](https://arxiv.org/abs/2305.10835) adapter ({kind} reparametrization, rank {config.r}, "
-        f"{config.num_layers} blocks, vocabulary {config.vocab_size}) for `{backbone}`: before every transformer block "
-        f"it adds a learned row, looked up by token id, to the hidden state. {table}",
+        f"{article} [{tuner.method}]({tuner.paper}) adapter {f'({summary}) ' if summary else ''}for `{backbone}`: "
+        f"{tuner.what}. {beside}".rstrip(),
         "",
         f"Task: {task.get('task') or task_type or 'not stated'}.",
     ]

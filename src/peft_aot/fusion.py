@@ -15,13 +15,15 @@ from transformers import AutoModel
 from peft_aot.aot.config import AoTConfig
 from peft_aot.aot.reparam import RowsModule, make_rows
 from peft_aot.backbone import Block, embed, find_blocks, input_embedding, vocabulary_size
-from peft_aot.card import state_table
+from peft_aot.card import CARD_FILE
 from peft_aot.staging import finish
 from peft_aot.tables import TABLE_FILE, FuseReport, TableHeader, write_table
 from peft_aot.tables.format import ROW_DTYPES, factors_hash
 from peft_aot.tables.fuse import RowFunction
 
 CONFIG_FILE = "adapter_config.json"
+NOT_FUSED = "No fused table is included; `peft-aot fuse DIR` makes one."
+FUSED = "A fused lookup table ({dtype}) is included: inference reads one row per token."
 _FACTOR = re.compile(r"^base_model\.model\.(?P<block>.+)\.aot_rows\.(?P<factor>\w+)$")
 
 
@@ -72,8 +74,17 @@ def fuse(
         revision = None
     rows = row_functions(config, factors, load_backbone(base_model, revision))
     report = write_table(adapter_dir / TABLE_FILE, header, rows, token_ids, progress)
-    state_table(adapter_dir, header.dtype)
+    _state_table(adapter_dir, header.dtype)
     return report
+
+
+def _state_table(folder: Path, dtype: str) -> None:
+    """Say in the card of a folder, if it has one, that a table has been fused into it since."""
+    path = folder / CARD_FILE
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        if NOT_FUSED in text:
+            path.write_text(text.replace(NOT_FUSED, FUSED.format(dtype=dtype)), encoding="utf-8")
 
 
 def read_adapter(adapter_dir: Path) -> tuple[AoTConfig, dict[tuple[str, str], Tensor]]:

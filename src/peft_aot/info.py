@@ -14,6 +14,7 @@ from peft_aot.aot.config import AoTConfig
 from peft_aot.card import read_task
 from peft_aot.fusion import CONFIG_FILE, read_factors
 from peft_aot.sizes import format_bytes
+from peft_aot.stored import stored_tuners
 from peft_aot.tables import TABLE_FILE, TableHeader, read_header
 from peft_aot.tables.format import factors_hash
 
@@ -59,14 +60,17 @@ class AdapterInfo:
     Attributes:
         path: Its folder.
         method: PEFT's name of the method, such as "AOT" or "LORA".
+        method_name: The name that the method goes by, such as "AoT P-Tuning"; only for methods of this package.
         base_model: Name or path of the backbone; None if it was not recorded.
         task_type: PEFT's kind of task, such as "SEQ_CLS"; None if not recorded.
         rank: r, for methods that have one.
-        factor_bytes: Of the adapter's own tensors, or of the whole file if it is not a safetensors file.
+        own_bytes: Of the adapter's own tensors, or of the whole file if it is not a safetensors file.
+        values: What these tensors are called, in the plural.
         heads: What was trained beside them.
         task: Name of its task, from `task.json`.
         scores: Validation scores by name, from `task.json`.
-        settings: More about an AoT adapter, in words, by name.
+        settings: More about an adapter of this package, in words, by name.
+        fusable: Whether its method has tables.
         table: Its fused table, if it has one.
     """
 
@@ -75,11 +79,14 @@ class AdapterInfo:
     base_model: str | None
     task_type: str | None
     rank: int | None
-    factor_bytes: int
+    own_bytes: int
+    method_name: str | None = None
+    values: str = "factors"
     heads: tuple[HeadInfo, ...] = ()
     task: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
+    fusable: bool = False
     table: TableInfo | None = None
 
 
@@ -101,18 +108,24 @@ def describe(path: str | Path) -> AdapterInfo | TableInfo:
     task = read_task(path)
     scores = task.get("scores")
     own, heads = _weights(path, config)
+    method = _text(config.peft_type) or "unknown"
+    tuner = stored_tuners().get(method)
+    fusable = isinstance(config, AoTConfig)
     return AdapterInfo(
         path=path,
-        method=_text(config.peft_type) or "unknown",
+        method=method,
         base_model=config.base_model_name_or_path,
         task_type=_text(config.task_type),
         rank=getattr(config, "r", None),
-        factor_bytes=own,
+        own_bytes=own,
+        method_name=None if tuner is None else tuner.method,
+        values="factors" if tuner is None else tuner.values,
         heads=heads,
         task=_text(task.get("task")),
         scores={str(name): float(value) for name, value in scores.items()} if isinstance(scores, dict) else {},
-        settings=_settings(config) if isinstance(config, AoTConfig) else {},
-        table=_table(path) if isinstance(config, AoTConfig) else None,
+        settings={} if tuner is None else tuner.settings(config),
+        fusable=fusable,
+        table=_table(path) if fusable else None,
     )
 
 
@@ -121,22 +134,22 @@ def lines(info: AdapterInfo | TableInfo) -> list[tuple[str, str]]:
     if isinstance(info, TableInfo):
         return [("table", str(info.path)), *_table_lines(info)]
     scores = ", ".join(f"{name} {value:.4f}" for name, value in info.scores.items())
+    rank = {} if info.rank is None else {"rank": str(info.rank)}
     found: list[tuple[str, str | None]] = [
         ("adapter", str(info.path)),
-        ("method", info.method),
+        ("method", info.method if info.method_name is None else f"{info.method_name} ({info.method})"),
         ("backbone", info.base_model or "not recorded"),
         ("task", " ".join(filter(None, (info.task, info.task_type and f"({info.task_type})"))) or "not recorded"),
         ("validation scores", scores or None),
-        ("rank", None if info.rank is None else str(info.rank)),
-        *info.settings.items(),
-        ("factors", format_bytes(info.factor_bytes)),
+        *{**rank, **info.settings}.items(),
+        (info.values, format_bytes(info.own_bytes)),
     ]
     for head in info.heads:
         outputs = " x ".join(str(length) for length in head.shape)
         found.append((f"head {head.name}", f"{outputs}, {format_bytes(head.bytes)}"))
     if info.table is not None:
         found += _table_lines(info.table)
-    elif info.settings:
+    elif info.fusable:
         found.append(("fused table", "none; `peft-aot fuse DIR` makes one"))
     return [(what, value) for what, value in found if value is not None]
 
@@ -153,16 +166,6 @@ def _table_lines(table: TableInfo) -> list[tuple[str, str]]:
         ("rows", f"{len(header.layers)} blocks x {header.hidden_size} numbers, {header.row_bytes:,} bytes per token"),
         ("made for", header.base_model or "a backbone that was not recorded"),
     ]
-
-
-def _settings(config: AoTConfig) -> dict[str, str]:
-    kind = "FC, P = f(E W1 + b1) W2 + b2" if config.reparam == "fc" else "Kronecker, P = (W_L (x) W_M) W_R"
-    return {
-        "reparametrization": kind,
-        "blocks of the backbone": str(config.num_layers or "not recorded"),
-        "vocabulary": "not recorded" if config.vocab_size is None else f"{config.vocab_size:,}",
-        "hidden size": str(config.token_dim or "not recorded"),
-    }
 
 
 def _table(folder: Path) -> TableInfo | None:

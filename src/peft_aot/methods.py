@@ -13,6 +13,10 @@ from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTu
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
 from peft_aot.aot.config import AoTConfig
+from peft_aot.bitfit.config import BitFitConfig
+from peft_aot.hiwi.config import HiWiConfig
+from peft_aot.houlsby.config import HoulsbyConfig
+from peft_aot.pafi.config import PaFiConfig
 from peft_aot.suggestions import did_you_mean
 from peft_aot.task import Kind
 
@@ -96,9 +100,19 @@ def _prefix(request: AdapterRequest) -> PeftConfig:
 
 
 def _bitfit(request: AdapterRequest) -> PeftConfig:
-    # A LoRA without a single matrix whose `bias` option trains and saves every bias of the model: plain BitFit.
-    # The loaded biases replace the backbone's own, so such an adapter shares a backbone with no other.
-    return LoraConfig(target_modules=DUMMY_TARGET_MODULES, bias="all", **request.shared)
+    return BitFitConfig(**request.shared)
+
+
+def _houlsby(request: AdapterRequest) -> PeftConfig:
+    return HoulsbyConfig(r=request.rank or 64, **request.shared)
+
+
+def _pafi(request: AdapterRequest) -> PeftConfig:
+    return PaFiConfig(**request.shared)
+
+
+def _hiwi(request: AdapterRequest) -> PeftConfig:
+    return HiWiConfig(r=request.rank or 16, **request.shared)
 
 
 def _head(request: AdapterRequest) -> PeftConfig:
@@ -113,6 +127,9 @@ _METHODS = (
     Method("prompt", "prompt tuning (P-Tuning v1): trained vectors before the text", 1e-2, _prompt, True),
     Method("prefix", "prefix tuning (P-Tuning v2): trained keys and values in every block", 1e-2, _prefix, True),
     Method("bitfit", "BitFit: every bias of the backbone", 2e-3, _bitfit),
+    Method("houlsby", "Houlsby adapters: a bottleneck after attention and feed-forward", 1e-3, _houlsby),
+    Method("pafi", "PaFi: the 0.5 % of the weights that are smallest in the backbone", 1e-3, _pafi),
+    Method("hiwi", "HiWi: an adapter on the feed-forward biases, gone once they are saved", 5e-3, _hiwi),
     Method("head", "the head alone, on the frozen backbone", 5e-3, _head),
     Method("full", "full fine-tuning: every parameter", 5e-5, None),
 )
@@ -148,6 +165,6 @@ def configure(method: Method, request: AdapterRequest) -> PeftConfig | None:
     if method.virtual_tokens and request.kind == "multiple_choice":
         raise ValueError(
             f"expected a method that PEFT supports for multiple choice, got {method.name!r}; "
-            "choose aot, lora, bitfit, ia3, head or full"
+            "choose another, such as aot, lora, bitfit or full"
         )
     return None if method.configure is None else method.configure(request)

@@ -17,7 +17,6 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from peft_aot.suggestions import did_you_mean
 
@@ -32,7 +31,7 @@ class Tasks:
         tuner: The tuner whose model is being called; layers of another model ignore these tasks.
         names: One adapter name or `"__base__"` per example.
         labels: True if the call carries labels, so that the model will compute a loss from the logits.
-        rows: Examples that the stack now running was given, beams and choices counted; see `note_rows`.
+        rows: Examples that the stack now running was given, beams and choices counted; kept by tuners that ask.
     """
 
     tuner: BaseTuner = field(repr=False)
@@ -135,16 +134,6 @@ def mixed_batch(tuner: BaseTuner, args: Sequence[object], kwargs: Mapping[str, A
         yield
     finally:
         _THREAD.calls.pop()
-
-
-def note_rows(stack: nn.Module) -> RemovableHandle:
-    """Let the tasks of a mixed batch know how many examples `stack` is given, whenever it is called."""
-    return stack.register_forward_pre_hook(_note_rows, with_kwargs=True)
-
-
-def _note_rows(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if _THREAD.calls:
-        _THREAD.calls[-1].rows = batch_size(args, kwargs) or _THREAD.calls[-1].rows
 
 
 class RoutedHead(ModulesToSaveWrapper):

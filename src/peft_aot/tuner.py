@@ -16,27 +16,36 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from peft_aot.routing import BASE, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
+from peft_aot.stored import StoredTuner
 
 
 class TaskLayer(nn.Module, BaseTunerLayer):
-    """A tuner layer of this package: PEFT's own, with the modules it may hold."""
+    """A tuner layer of this package: PEFT's own, with the modules it may hold.
+
+    Attributes:
+        tuner: The tuner that owns it; no submodule, since the tuner contains the layer.
+    """
+
+    tuner: BaseTuner
+
+    def refresh(self) -> None:
+        """Do what follows from which adapters are active and which are trained, since either may have changed."""
 
 
-class TaskTuner(BaseTuner):
+class TaskTuner(StoredTuner):
     """A tuner whose adapters may be mixed in one batch (`adapter_names`) and bring heads of any size.
 
     Attributes:
-        method: The method's name in messages and model cards, such as "AoT P-Tuning".
         config_cls: The class of its configurations.
         cannot_mix: Why its adapters cannot be mixed in one batch, for methods where they cannot.
     """
 
-    method: ClassVar[str]
     config_cls: ClassVar[type[PeftConfig]]
     cannot_mix: ClassVar[str | None] = None
     target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        super()._pre_injection_hook(model, config, adapter_name)
         there = next((module for module in model.modules() if isinstance(module, TaskLayer)), None)
         if there is not None:
             raise ValueError(
@@ -80,12 +89,35 @@ class TaskTuner(BaseTuner):
             raise ValueError(
                 f"expected an adapter name, got '{BASE}', which means none in a mixed batch; choose another"
             )
+        if hasattr(nn.ModuleDict, adapter_name) or hasattr(nn.ParameterDict, adapter_name):
+            raise ValueError(
+                f"expected an adapter name that torch can keep modules under, got '{adapter_name}', the name of one of "
+                f"its own methods; choose another name"
+            )
         for path, _ in self.model.named_modules():
             if path.rpartition(".")[2] == adapter_name:
                 raise ValueError(
                     f"expected an adapter name that no module of the model has, got '{adapter_name}', the name of a "
                     f"module ({path}), below which PEFT would save nothing; choose another name"
                 )
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Add an adapter to the backbone; see PEFT. Of one that cannot be added beside others nothing stays."""
+        active = self.active_adapter
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except BaseException:
+            if len(self.peft_config) > 1:
+                self.delete_adapter(adapter_name)
+                self.active_adapter = active
+            raise
+        for module in model.modules():  # PEFT sets `requires_grad` behind the layers' backs
+            if isinstance(module, TaskLayer):
+                module.refresh()
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's version moves `weight` about, which blocks do not have and which heads must not
+        setattr(parent, child_name, new_module)
 
     def unload(self) -> nn.Module:
         """Return the backbone as it was before any adapter, with its own heads."""

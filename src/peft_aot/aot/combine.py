@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
+from peft_aot.combination import check_combination
+
 from .config import AoTConfig
 
 
@@ -20,19 +22,7 @@ def combined_config(
     Raises:
         ValueError: The sum does not exist; the message says why and what to do.
     """
-    if combination_type != "linear":
-        raise ValueError(f"expected combination_type='linear', got {combination_type!r}; tables only add up linearly")
-    if not adapters or len(adapters) != len(weights):
-        raise ValueError(
-            f"expected one weight per adapter, got {len(adapters)} adapters and {len(weights)} weights; pass both lists"
-        )
-    unknown = [name for name in adapters if name not in configs]
-    if unknown:
-        raise ValueError(f"expected adapters among {sorted(configs)}, got unknown {unknown}; load them first")
-    if adapter_name in configs:
-        raise ValueError(
-            f"expected a new adapter name, got '{adapter_name}', which exists; delete it or choose another"
-        )
+    check_combination(list(configs), adapters, weights, adapter_name, combination_type)
     parts = [configs[name] for name in adapters]
     for field in ("reparam", "activation", "normalize_embeddings", "kron_shape"):
         values = {getattr(part, field) for part in parts}

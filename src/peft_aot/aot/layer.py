@@ -40,6 +40,7 @@ class AoTLayer(TaskLayer):
         self.aot_rows = nn.ModuleDict({})
         self.block_name = name
         self.lookup = lookup
+        self.__dict__["tuner"] = lookup.tuner
         self.hidden_argument = next(iter(inspect.signature(base_layer.forward).parameters))
         self._active_adapter = adapter_name
         self._disable_adapters = False

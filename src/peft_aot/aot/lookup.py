@@ -71,6 +71,11 @@ class Lookup:
         self.tables[adapter_name] = table
         self._versions[adapter_name] = self.factor_versions(adapter_name)
 
+    def fresh_table(self, adapter_name: str) -> Table | None:
+        """Return an adapter's table if it has one, and its factors have not changed since."""
+        table = self.tables.get(adapter_name)
+        return table if table is not None and self._unchanged(adapter_name) else None
+
     def detach(self, adapter_name: str) -> None:
         """Forget an adapter's table, if it has one."""
         self.tables.pop(adapter_name, None)

@@ -1,12 +1,13 @@
 """AoT P-Tuning as a PEFT tuner: chooses and wraps blocks, and looks after the life of adapters.
 
-What one call computes stands in `layer` and `lookup`; files stand in `files`.
+What one call computes stands in `layer` and `lookup`; tables beside saved adapters stand in `files`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from peft.config import PeftConfig
@@ -15,9 +16,12 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 
 from peft_aot.backbone import Block, find_blocks, input_embedding, vocabulary_size
+from peft_aot.fusion import FUSED, NOT_FUSED
+from peft_aot.source import Source
+from peft_aot.tables import TABLE_FILE
 from peft_aot.tuner import TaskTuner, matches
 
-from . import token_ids
+from . import files, token_ids
 from .combine import combined_config
 from .config import AoTConfig
 from .layer import CANNOT_MERGE, AoTLayer
@@ -38,6 +42,16 @@ class AoTModel(TaskTuner):
     """
 
     method = "AoT P-Tuning"
+    paper = "https://arxiv.org/abs/2305.10835"
+    tag = "aot-p-tuning"
+    what = "before every transformer block it adds a learned row, looked up by token id, to the hidden state"
+    values = "factors"
+    fixed = (
+        "r", "reparam", "kron_shape", "activation", "normalize_embeddings", "vocab_size", "token_dim", "num_layers",
+    )  # fmt: skip
+    extra_files = (TABLE_FILE,)
+    save_options = frozenset({"fuse"})
+    load_options = frozenset({"use_table"})
     config_cls = AoTConfig
     prefix: str = "aot_"
     tuner_layer_cls = AoTLayer
@@ -45,7 +59,6 @@ class AoTModel(TaskTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         super()._pre_injection_hook(model, config, adapter_name)
         self.lookup = Lookup(self)
-        self.sources: dict[str, Any] = {}  # kept by `files`
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -113,10 +126,6 @@ class AoTModel(TaskTuner):
             target = layer
         target.update_layer(adapter_name, as_aot(peft_config), embedding.embedding_dim, block.width)
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's version moves `weight` about, which a block does not have
-        setattr(parent, child_name, new_module)
-
     # the life of adapters
 
     def add_weighted_adapter(
@@ -139,11 +148,7 @@ class AoTModel(TaskTuner):
         configs = {name: as_aot(config) for name, config in self.peft_config.items()}
         config = combined_config(configs, adapters, weights, adapter_name, combination_type)
         self.peft_config[adapter_name] = config
-        try:
-            self.inject_adapter(self.model, adapter_name)
-        except Exception:
-            del self.peft_config[adapter_name]
-            raise
+        self.inject_adapter(self.model, adapter_name)
         for layer in self.model.modules():
             if isinstance(layer, AoTLayer) and adapter_name in layer.aot_rows:
                 set_combination(layer.rows_of(adapter_name), [layer.rows_of(name) for name in adapters], weights)
@@ -152,7 +157,6 @@ class AoTModel(TaskTuner):
         """Delete an adapter and forget its table."""
         super().delete_adapter(adapter_name)
         self.lookup.detach(adapter_name)
-        self.sources.pop(adapter_name, None)
 
     def unload(self) -> nn.Module:
         """Return the backbone as it was before any adapter: its own heads, hooks removed."""
@@ -162,6 +166,70 @@ class AoTModel(TaskTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(CANNOT_MERGE)
+
+    # files, in words and beside the factors
+
+    @classmethod
+    def settings(cls, config: PeftConfig) -> dict[str, str]:
+        """Return what is worth telling of a configuration, by name."""
+        config = as_aot(config)
+        kind = "FC, P = f(E W1 + b1) W2 + b2" if config.reparam == "fc" else "Kronecker, P = (W_L (x) W_M) W_R"
+        return {
+            "reparametrization": kind,
+            "blocks of the backbone": str(config.num_layers or "not recorded"),
+            "vocabulary": "not recorded" if config.vocab_size is None else f"{config.vocab_size:,}",
+            "hidden size": str(config.token_dim or "not recorded"),
+        }
+
+    @classmethod
+    def summary(cls, config: PeftConfig) -> str:
+        """Return the same in a few words, for model cards."""
+        config = as_aot(config)
+        kind = "FC" if config.reparam == "fc" else "Kronecker"
+        sizes = f"{config.num_layers} blocks, vocabulary {config.vocab_size}"
+        return f"{kind} reparametrization, rank {config.r}, {sizes}"
+
+    def check_saving(self, adapter_names: Sequence[str], safe_serialization: bool, options: Mapping[str, Any]) -> None:
+        """Refuse to save a table beside factors that are not to be saved as safetensors.
+
+        Raises:
+            ValueError: That is wanted of an adapter.
+        """
+        if not safe_serialization and any(self._wants_table(name, options) for name in adapter_names):
+            raise ValueError(
+                "expected safe_serialization=True for an adapter saved with its table, got False; leave it out, or "
+                "pass fuse=False"
+            )
+
+    def complete_saved(self, adapter_name: str, folder: Path, options: Mapping[str, Any]) -> str:
+        """Write the table, if the option `fuse` or, by default, the adapter's `fuse_on_save` asks for it."""
+        if self._wants_table(adapter_name, options) and files.save_table(folder, self.model):
+            return FUSED.format(dtype=as_aot(self.peft_config[adapter_name]).table_dtype)
+        return NOT_FUSED
+
+    def adapter_loaded(self, adapter_name: str, source: Source, options: Mapping[str, Any]) -> None:
+        """Use the table that was saved with an adapter, unless the option `use_table` is False."""
+        config = as_aot(self.peft_config[adapter_name])
+        wanted = options.get("use_table", True)
+        table = files.find_table(source, self.model, adapter_name, config) if wanted else None
+        self.lookup.detach(adapter_name)
+        if table is not None:
+            self.lookup.attach(adapter_name, table)
+
+    def made_from(self, adapter_name: str) -> Callable[[], None]:
+        """Note what was made from an adapter's present values: also its table, if it is fresh."""
+        restored, table = super().made_from(adapter_name), self.lookup.fresh_table(adapter_name)
+
+        def also_the_table() -> None:
+            restored()
+            if table is not None:
+                self.lookup.attach(adapter_name, table)
+
+        return also_the_table
+
+    def _wants_table(self, adapter_name: str, options: Mapping[str, Any]) -> bool:
+        fuse: bool | None = options.get("fuse")
+        return as_aot(self.peft_config[adapter_name]).fuse_on_save if fuse is None else fuse
 
 
 def as_aot(config: PeftConfig) -> AoTConfig:

@@ -1,4 +1,4 @@
-"""Whether what is loaded fits what is there: a table its factors and backbone, a configuration the adapter it replaces.
+"""Whether a table fits what is there: its factors and the backbone.
 
 A hash ties a table to its factors; rows computed anew for a few tokens tie it to the backbone's embeddings too.
 """
@@ -18,9 +18,6 @@ SAMPLED_TOKENS = 64
 # Of the largest row: what storing in a dtype may change, with room; another backbone's rows differ by about their size.
 TOLERANCE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2, "int8": 2e-2}
 HALF_PRECISION = 5e-2
-ROW_FIELDS = (
-    "r", "reparam", "kron_shape", "activation", "normalize_embeddings", "vocab_size", "token_dim", "num_layers",
-)  # fmt: skip
 
 
 def check_table(table: Table, model: nn.Module, adapter_name: str, config: AoTConfig) -> None:
@@ -66,19 +63,4 @@ def check_table(table: Table, model: nn.Module, adapter_name: str, config: AoTCo
             raise ValueError(
                 f"expected a table of rows for this backbone, got {table.path} whose rows for {block.name} differ by "
                 f"{difference:.2g} (another backbone); make it again with `peft-aot fuse`"
-            )
-
-
-def check_same_rows(loaded: AoTConfig, present: AoTConfig, adapter_name: str) -> None:
-    """Refuse to load weights into an adapter of the same name that computes rows in another way.
-
-    Raises:
-        ValueError: The configurations differ in what rows depend on.
-    """
-    for field in ROW_FIELDS:
-        new, old = getattr(loaded, field), getattr(present, field)
-        if new is not None and old is not None and new != old:
-            raise ValueError(
-                f"expected {field}={old} as in the adapter '{adapter_name}' that is there, got {field}={new}; call "
-                f"delete_adapter first, or load it under another name"
             )

@@ -21,7 +21,7 @@ class _Carry(torch.autograd.Function):
 
     @staticmethod
     def forward(output: Tensor, delta: Tensor) -> Tensor:
-        return output.view_as(output)
+        return output.detach()  # not a view, which models could not change in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -48,8 +48,13 @@ class BiasLayer(WrittenLayer):
     def after(self, inputs: Tensor, output: Tensor) -> Tensor:
         """Carry the gradient to the adapters that are trained."""
         for name in self.carrying():
-            output = _Carry.apply(output, self.delta(name))  # type: ignore[no-untyped-call]
+            output = self.carry(name, inputs, output)
         return output
+
+    def carry(self, adapter_name: str, inputs: Tensor, output: Tensor) -> Tensor:
+        """Return the output, and let its gradient flow to an adapter."""
+        carried: Tensor = _Carry.apply(output, self.delta(adapter_name))  # type: ignore[no-untyped-call]
+        return carried
 
     def after_mixed(self, output: Tensor, names: tuple[str, ...]) -> Tensor:
         """Add to each example its own adapter's bias in place of the one that is written."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from peft_aot.backbone import find_blocks
-from peft_aot.routing import note_rows
+from peft_aot.routing import batch_size, tasks_of
 from peft_aot.tuner import TaskTuner, matches
 
 from .config import AttachedConfig
@@ -30,6 +30,8 @@ class AttachedTuner(TaskTuner):
         layer_cls: The class of its layers.
     """
 
+    shown: ClassVar[tuple[str, ...]] = ("target_modules", "exclude_modules")
+    fixed: ClassVar[tuple[str, ...]] = ("target_modules", "exclude_modules")
     layer_cls: ClassVar[type[AttachedLayer]]
 
     def candidates(self, config: AttachedConfig) -> Mapping[str, str | None]:
@@ -102,7 +104,11 @@ class AttachedTuner(TaskTuner):
         layer = target._modules.get(self.layer_cls.child_name)
         if not isinstance(layer, AttachedLayer):
             layer = self.layer_cls(target, self, adapter_name)
-        layer.update_layer(adapter_name, as_attached(peft_config))
+        self.add(layer, adapter_name, as_attached(peft_config), current_key)
+
+    def add(self, layer: AttachedLayer, adapter_name: str, config: AttachedConfig, name: str) -> None:
+        """Give the layer beside module `name` one more adapter."""
+        layer.update_layer(adapter_name, config)
 
     # mixed batches
 
@@ -116,9 +122,16 @@ class AttachedTuner(TaskTuner):
                 f"expected a backbone whose modules see the examples first, got {kind}, which turns them about; run "
                 f"the adapters one at a time with set_adapter"
             )
-        self._row_hooks = [note_rows(stack) for stack in dict.fromkeys(b.stack for b in find_blocks(self.model))]
+        stacks = dict.fromkeys(block.stack for block in find_blocks(self.model))
+        self._row_hooks = [stack.register_forward_pre_hook(self._note_rows, with_kwargs=True) for stack in stacks]
         for layer in self.layers():
             layer.mix()
+
+    def _note_rows(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # a stack may be given more rows than the model: beams, choices
+        tasks = tasks_of(self)
+        if tasks is not None:
+            tasks.rows = batch_size(args, kwargs) or tasks.rows
 
     # the life of adapters
 

@@ -66,6 +66,11 @@ class WrittenLayer(AttachedLayer):
 
     # writing
 
+    @property
+    def written(self) -> list[str]:
+        """The adapters whose changes stand in the module now."""
+        return list(self._written)
+
     def refresh(self) -> None:
         """Write the active adapters into the module, and be ready to write again while they are trained."""
         self._write(self._wanted())
@@ -94,16 +99,21 @@ class WrittenLayer(AttachedLayer):
         """Return a parameter as it is without adapters, given that they change all of it or nothing."""
         for kept in self._originals:
             if kept.parameter == parameter:
-                return kept.values.to(self.parameter(parameter))
+                return kept.values.to(self.parameter(parameter)).view_as(self.parameter(parameter))
         return self.parameter(parameter).detach()
 
+    def lift(self) -> None:
+        """Take every adapter out until `refresh`: the parameters are what they were, bit for bit."""
+        self._write([])
+
     def _wanted(self) -> list[str]:
-        names = self.merged_adapters if self.merged else [] if self.disable_adapters else self.active_adapters
+        names = [] if self.disable_adapters else self.merged_adapters or self.active_adapters
         here = [name for name in names if self.has(name)]
         return [name for name in here if not any(f.is_meta for f in self.factors(name))]  # not loaded yet
 
     def _write(self, names: list[str]) -> None:
-        stamp = tuple((id(f), f._version) for name in names for f in self.factors(name))
+        factors = [factor for name in names for factor in self.factors(name)]
+        stamp = tuple((id(f), -1 if f.is_inference() else f._version) for f in factors)
         if names == self._written and stamp == self._stamp:
             return
         self._put_back()
@@ -116,7 +126,8 @@ class WrittenLayer(AttachedLayer):
 
     def _add(self, names: list[str]) -> Iterator[Original]:
         with torch.no_grad():
-            for change in (change for name in names for change in self.changes(name)):
+            # all are computed before the first is written, since they may depend on the original
+            for change in [change for name in names for change in self.changes(name)]:
                 flat = self.parameter(change.parameter).detach().view(-1)
                 old = flat.clone() if change.indices is None else flat[change.indices]
                 self._put(change.parameter, change.indices, old + change.delta.reshape(-1).to(old.device))
@@ -135,7 +146,7 @@ class WrittenLayer(AttachedLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         """Take an adapter out of the module and delete it; see PEFT."""
         if adapter_name in self._written:
-            self._write([])
+            self.lift()
         super().delete_adapter(adapter_name)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -164,5 +175,5 @@ class WrittenLayer(AttachedLayer):
     def leave(self, merged: bool) -> None:
         """Leave the module for good: restored, or with what has been merged into it."""
         if not merged:
-            self._write([])
+            self.lift()
         super().leave(merged)

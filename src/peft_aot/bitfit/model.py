@@ -25,8 +25,11 @@ class BitFitModel(AttachedTuner):
     """
 
     method = "BitFit"
+    paper = "https://arxiv.org/abs/2106.10199"
+    tag = "bitfit"
+    what = "it adds a learned difference to the biases of the backbone, and stores that (Ben Zaken et al. 2022)"
     config_cls = BitFitConfig
-    prefix: str = "bitfit_"
+    prefix: str = "bitfit_layer.bitfit_"
     tuner_layer_cls = BitFitLayer
     layer_cls = BitFitLayer
 

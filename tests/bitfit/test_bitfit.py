@@ -1,0 +1,183 @@
+"""BitFit: the naive reference, which biases there are, what is saved, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+
+import peft_aot
+from backbones import BIASED, build, inputs, output
+from models import adapted, config
+from written import check_gradients, naive_output
+
+BATCH = inputs("bert", "SEQ_CLS")
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_output_and_gradients_equal_the_naive_reference(name: str) -> None:
+    bare, batch = build(name, "SEQ_CLS").double(), inputs(name, "SEQ_CLS")
+    model = get_peft_model(build(name, "SEQ_CLS").double(), config(name, "SEQ_CLS", "bitfit")).eval()
+
+    def naive() -> torch.Tensor:
+        originals = dict(bare.named_parameters())
+        changed = {}
+        for key, delta in model.named_parameters():
+            if "bitfit_delta" in key:
+                owner = key.removeprefix("base_model.model.").removesuffix(".bitfit_layer.bitfit_delta.default")
+                changed[f"{owner}.bias"] = originals[f"{owner}.bias"].detach() + delta
+        assert {n for n in originals if n.endswith("bias")} - set(changed) <= HEADS_OF[name]
+        return naive_output(bare, model, changed, batch)
+
+    check_gradients(model, batch, naive)
+
+
+# biases beside the backbone, which are trained as heads
+HEADS_OF = {
+    "bert": {"classifier.bias"},
+    "roberta": {"classifier.dense.bias", "classifier.out_proj.bias"},
+    "deberta_v2": {"classifier.bias", "pooler.dense.bias"},
+    "distilbert": {"classifier.bias", "pre_classifier.bias"},
+    "electra": {"classifier.dense.bias", "classifier.out_proj.bias"},
+    "mpnet": {"classifier.dense.bias", "classifier.out_proj.bias"},
+    "gpt2": set(),
+    "bart": {"classification_head.dense.bias", "classification_head.out_proj.bias"},
+}
+
+
+def test_what_is_saved(tmp_path: Path) -> None:
+    model = adapted("bert", method="bitfit")
+    with torch.no_grad():
+        for number, (name, p) in enumerate(model.named_parameters()):
+            if "bitfit" in name or "modules_to_save" in name:
+                p.fill_(number / 8)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    biases = [n for n, _ in build("bert").named_parameters() if n.startswith("bert.") and n.endswith("bias")]
+    expected = {f"base_model.model.{n.removesuffix('.bias')}.bitfit_layer.bitfit_delta" for n in biases}
+    assert {n for n in saved if "classifier" not in n} == expected
+    assert {t.dtype for t in saved.values()} == {torch.float32}
+    key = "base_model.model.bert.encoder.layer.0.attention.self.query.bitfit_layer.bitfit_delta"
+    own = dict(model.named_parameters())[f"{key}.default"]
+    torch.testing.assert_close(saved[key], own.detach())
+    assert saved[key].shape == (32,)
+
+
+def test_choosing_modules() -> None:
+    def chosen(**fields: object) -> list[str]:
+        model = get_peft_model(build("bert"), config("bert", "SEQ_CLS", "bitfit", **fields))
+        layers = [n for n, m in model.base_model.model.named_modules() if isinstance(m, peft_aot.BitFitLayer)]
+        return [name.removesuffix(".bitfit_layer") for name in layers]
+
+    assert len(chosen()) == 18 and not [name for name in chosen() if "classifier" in name]
+    assert chosen(target_modules=["query"]) == [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]
+    assert chosen(target_modules=r".*layer\.0\..*", exclude_modules=["query", "LayerNorm", "key", "dense"]) == [
+        "bert.encoder.layer.0.attention.self.value"
+    ]
+    without_pooler = chosen(modules_to_save=["pooler"])
+    assert len(without_pooler) == 17 and "bert.pooler.dense" not in without_pooler
+    with pytest.raises(ValueError, match=r"to leave a module that BitFit can adapt, got none of 19 .*leave them out"):
+        chosen(target_modules=["nothing"])
+
+
+def test_a_backbone_without_biases_is_refused() -> None:
+    backbone = build("llama", "CAUSAL_LM")
+    before = str(backbone)
+    message = r"expected a backbone with biases, got LlamaForCausalLM.*LoRA, AoTConfig, PaFiConfig or HiWiConfig"
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(backbone, peft_aot.BitFitConfig(task_type="CAUSAL_LM"))
+    assert str(backbone) == before
+
+
+def test_a_bias_that_is_no_last_summand_is_refused_if_it_is_asked_for() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(3))
+            self.dense = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.dense(x) * self.bias
+
+    model = nn.Sequential(Odd())
+    with pytest.raises(ValueError, match=r"expected target_modules that BitFit can adapt, got 0 \(Odd, whose bias"):
+        get_peft_model(model, peft_aot.BitFitConfig(target_modules=["0"]))
+    assert list(get_peft_model(model, peft_aot.BitFitConfig()).base_model.targeted_module_names) == ["0.dense"]
+
+
+def test_several_active_adapters_add_up() -> None:
+    model = adapted("bert", "FEATURE_EXTRACTION", method="bitfit")
+    torch.manual_seed(1)
+    model.add_adapter("other", config("bert", "FEATURE_EXTRACTION", "bitfit"))
+    model.base_model.set_adapter(["default", "other"])
+    both = output(model, BATCH)
+    with torch.no_grad():
+        for layer in model.base_model.layers():
+            layer.bitfit_delta["default"] += layer.bitfit_delta["other"]
+    model.base_model.set_adapter("default")
+    torch.testing.assert_close(output(model, BATCH), both)
+
+
+def test_a_frozen_adapter_that_is_changed_is_written_anew_when_it_is_activated() -> None:
+    model = adapted("bert", method="bitfit")
+    model.base_model.set_adapter("default", inference_mode=True)
+    before = output(model, BATCH)
+    with torch.no_grad():
+        for layer in model.base_model.layers():
+            layer.bitfit_delta["default"] *= 2
+    model.base_model.set_adapter("default", inference_mode=True)
+    assert not torch.allclose(output(model, BATCH), before, atol=1e-3)
+
+
+def test_a_full_state_dict_is_loaded_as_it_was() -> None:
+    model = adapted("bert", method="bitfit")
+    expected = output(model, BATCH)
+    twin = get_peft_model(build("bert"), config("bert", "SEQ_CLS", "bitfit", init_weights=True)).eval()
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(output(twin, BATCH), expected)
+    with twin.disable_adapter(), torch.no_grad():
+        assert torch.equal(output(twin, BATCH), output(build("bert"), BATCH))
+
+
+def test_models_that_turn_their_batch_about_are_refused_in_mixed_batches() -> None:
+    from transformers import LongformerConfig, LongformerModel
+
+    longformer = LongformerModel(
+        LongformerConfig(
+            vocab_size=50,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            attention_window=4,
+            max_position_embeddings=64,
+        )
+    )
+    model = get_peft_model(longformer, peft_aot.BitFitConfig(init_weights=False)).eval()
+    ids = torch.randint(5, 50, (2, 8))
+    model(input_ids=ids)
+    with pytest.raises(ValueError, match="expected a backbone whose modules see the examples first, got longformer"):
+        model(input_ids=ids, adapter_names=["default", "__base__"])
+
+
+def test_safe_merge_refuses_what_is_not_finite() -> None:
+    model = adapted("bert", method="bitfit")
+    layers = model.base_model.layers()
+    with torch.no_grad():
+        layers[-1].bitfit_delta["default"][0] = float("nan")
+    with pytest.raises(ValueError, match="expected finite values to merge, got NaN or infinity in adapters"):
+        model.merge_and_unload(safe_merge=True)
+    assert not any(layer.merged for layer in layers)
+
+
+def test_a_saved_adapter_with_nan_is_refused(tmp_path: Path) -> None:
+    model = adapted("bert", method="bitfit")
+    with torch.no_grad():
+        model.base_model.layers()[3].bitfit_delta["default"][0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected finite values in the saved adapter, got NaN or infinity in"):
+        PeftModel.from_pretrained(build("bert"), tmp_path)
