@@ -41,6 +41,9 @@ GRID = {
     "bitfit": (1e-3, 3e-3, 1e-2),
     "lora": (5e-4, 1e-3, 3e-3),
     "prefix": (3e-3, 1e-2, 3e-2),
+    "houlsby": (3e-4, 1e-3, 3e-3),
+    "pafi": (1e-3, 3e-3, 1e-2),
+    "hiwi": (2e-3, 6e-3, 2e-2),
     "aot": (3e-4, 1e-3, 3e-3),
 }
 # The quick task first, then the middle learning rates of the slow ones: a benchmark that is cut short is still fair.

@@ -128,8 +128,8 @@ _METHODS = (
     Method("prefix", "prefix tuning (P-Tuning v2): trained keys and values in every block", 1e-2, _prefix, True),
     Method("bitfit", "BitFit: every bias of the backbone", 2e-3, _bitfit),
     Method("houlsby", "Houlsby adapters: a bottleneck after attention and feed-forward", 1e-3, _houlsby),
-    Method("pafi", "PaFi: the 0.5 % of the weights that are smallest in the backbone", 1e-3, _pafi),
-    Method("hiwi", "HiWi: an adapter on the feed-forward biases, gone once they are saved", 5e-3, _hiwi),
+    Method("pafi", "PaFi: the 0.5 % of the weights that are smallest in the backbone", 5e-3, _pafi),
+    Method("hiwi", "HiWi: an adapter on the feed-forward biases, gone once they are saved", 3e-3, _hiwi),
     Method("head", "the head alone, on the frozen backbone", 5e-3, _head),
     Method("full", "full fine-tuning: every parameter", 5e-5, None),
 )

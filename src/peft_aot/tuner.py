@@ -111,7 +111,10 @@ class TaskTuner(StoredTuner):
                 self.delete_adapter(adapter_name)
                 self.active_adapter = active
             raise
-        for module in model.modules():  # PEFT sets `requires_grad` behind the layers' backs
+        self._refresh_layers()  # PEFT sets `requires_grad` behind their backs
+
+    def _refresh_layers(self) -> None:
+        for module in self.model.modules():
             if isinstance(module, TaskLayer):
                 module.refresh()
 

@@ -181,3 +181,68 @@ def test_a_saved_adapter_with_nan_is_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="expected finite values in the saved adapter, got NaN or infinity in"):
         PeftModel.from_pretrained(build("bert"), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["bitfit", "hiwi", "hiwi-weight", "pafi", "houlsby"])
+def test_a_frozen_adapter_stays_frozen_beside_half_precision(method: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    get_peft_model(build("bert").to(dtype), config("bert", "SEQ_CLS", method)).save_pretrained(tmp_path)
+    for low in (False, True):
+        loaded = PeftModel.from_pretrained(build("bert").to(dtype), tmp_path, low_cpu_mem_usage=low)
+        assert not [n for n, p in loaded.named_parameters() if p.requires_grad]
+        hooked = [m for m in loaded.modules() if m._forward_hooks or m._forward_pre_hooks]
+        assert bool(hooked) == (method == "houlsby")
+
+
+def test_pytorchs_own_attention_is_left_alone() -> None:
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    adapted_to = get_peft_model(model, peft_aot.BitFitConfig()).base_model.targeted_module_names
+    assert adapted_to == ["0.linear1", "0.linear2", "0.norm1", "0.norm2"]
+
+
+def test_a_head_around_an_adapted_module_is_refused() -> None:
+    model = adapted("bert", method="bitfit")
+    with pytest.raises(ValueError, match=r"got \['pooler'.*which holds bert.pooler.dense; give both adapters the same"):
+        model.add_adapter("other", config("bert", "SEQ_CLS", "bitfit", modules_to_save=["pooler"]))
+    assert list(model.peft_config) == ["default"]
+
+
+@pytest.mark.parametrize("method", ["bitfit", "hiwi", "houlsby"])
+def test_the_adapter_of_a_deeper_backbone_is_refused(method: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    deep_config = build("bert").config
+    deep_config.num_hidden_layers = 3
+    deep = AutoModelForSequenceClassification.from_config(deep_config)
+    for name, parameter in deep.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    wrapped = get_peft_model(deep, config("bert", "SEQ_CLS", method))
+    wrapped.save_pretrained(tmp_path)
+    backbone = build("bert")
+    with pytest.raises(ValueError, match=r"modules that differ in bert.encoder.layer.2.*; load the backbone it was tr"):
+        PeftModel.from_pretrained(backbone, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(output(backbone, BATCH), output(build("bert"), BATCH))
+    adapted("bert", method=method).save_pretrained(tmp_path / "shallow")
+    with pytest.raises(ValueError, match=r"expected an adapter of \d+ modules of this backbone, got one of \d+ m"):
+        PeftModel.from_pretrained(wrapped.unload(), tmp_path / "shallow")
+
+
+@pytest.mark.parametrize(
+    "method", [peft_aot.BitFitConfig(), peft_aot.PaFiConfig(target_modules=["dense"], sparsity=0.5)]
+)
+def test_modules_called_by_keyword_are_trained(method: object) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.dense(input=x)
+
+    fields = {"sparsity": 0.5} if method is peft_aot.PaFiConfig else {}
+    model = get_peft_model(Net(), method(target_modules=["dense"], **fields))
+    model(torch.randn(2, 4)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)

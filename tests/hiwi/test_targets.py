@@ -185,6 +185,10 @@ def test_modules_that_cannot_be_adapted_are_refused() -> None:
     with pytest.raises(NoMatchingPeftModuleError, match="that HiWi can adapt, got none of"):
         adapt(build("bert", TASK), target="weight", target_modules=["LayerNorm"])
     backbone = build("bert", TASK)
+    dense = backbone.encoder.layer[0].intermediate.dense
+    dense.weight = nn.Parameter(torch.randn(32, 64).T)
+    with pytest.raises(ValueError, match="got encoder.layer.0.intermediate.dense .whose weight is not contiguous"):
+        adapt(backbone, target="weight")
     query = backbone.encoder.layer[0].attention.self.query
     query.weight = nn.Parameter(torch.randn(32, 32).T)
     with pytest.raises(ValueError, match="got encoder.layer.0.attention.self.query .whose weight is not contiguous"):

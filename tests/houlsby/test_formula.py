@@ -106,9 +106,10 @@ def test_dropout_is_on_the_bottleneck_and_in_training_only() -> None:
         found.houlsby_down["default"].weight.zero_()
         found.houlsby_down["default"].bias.fill_(1.0)
         found.houlsby_up["default"].weight.copy_(torch.eye(4))
+        found.houlsby_up["default"].bias.fill_(10.0)
     y = torch.randn(50, 4)
-    assert set(found.train().bottleneck("default", y).unique().tolist()) == {0.0, 4.0}
-    assert found.eval().bottleneck("default", y).unique().tolist() == [1.0]
+    assert set(found.train().bottleneck("default", y).unique().tolist()) == {10.0, 14.0}
+    assert found.eval().bottleneck("default", y).unique().tolist() == [11.0]
 
 
 def test_dropout_follows_the_mode_of_the_model() -> None:
@@ -137,3 +138,10 @@ def test_a_float32_adapter_computes_in_float32_beside_a_half_precision_backbone(
     torch.testing.assert_close(
         found.after(y, y).float(), y.float() + exact, atol=tolerance[dtype], rtol=tolerance[dtype]
     )
+
+
+def test_nothing_is_left_of_a_deleted_adapter() -> None:
+    found = layer(width=4, r=2)
+    found.delete_adapter("default")
+    assert not found.state_dict() and not found.houlsby_dropout and not found.houlsby_activation
+    assert not found.module._forward_hooks and not found.module._forward_pre_hooks

@@ -148,9 +148,18 @@ def test_layers_whose_weight_is_used_without_calling_them() -> None:
     refused(mamba(), unused, target_modules=["out_proj"])
     assert len(names(get_peft_model(mamba(), HoulsbyConfig(target_modules=["in_proj"])))) == 2
     plain = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "head": nn.Linear(8, 2)})
-    refused(plain, r"attention.out_proj \(whose weight PyTorch's attention uses without", target_modules=["out_proj"])
+    refused(plain, r"to leave a module that Houlsby can adapt, got none of 1 \(head", target_modules=["out_proj"])
 
 
 def test_names_that_mean_no_linear_layer() -> None:
     message = r"target_modules=\['LayerNorm'\].* to leave a module that Houlsby can adapt, got none of 14"
     refused(build("bert"), message, target_modules=["LayerNorm"])
+
+
+@pytest.mark.parametrize(("kind", "taken"), [("ffn", BERT[3]), ("attention", BERT[2])])
+def test_a_projection_that_another_adapter_trains_whole(kind: str, taken: str) -> None:
+    model = get_peft_model(build("bert"), config("bert", "SEQ_CLS", "houlsby", modules_to_save=[f"layer.{taken}"]))
+    assert names(model) == [f"bert.encoder.layer.{name}" for name in BERT if name != taken]
+    with pytest.raises(ValueError, match=rf"of {kind} in 1 of 2 blocks \(such as .*, none in bert.encoder.layer.1\)"):
+        model.add_adapter("other", config("bert", "SEQ_CLS", "houlsby"))
+    assert list(model.peft_config) == ["default"]

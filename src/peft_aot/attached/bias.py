@@ -59,10 +59,10 @@ class BiasLayer(WrittenLayer):
     def after_mixed(self, output: Tensor, names: tuple[str, ...]) -> Tensor:
         """Add to each example its own adapter's bias in place of the one that is written."""
         distinct = list(dict.fromkeys(names))
-        original = self.original("bias").float()
-        rows = torch.stack(
-            [self.delta(n).float() if n != BASE and self.has(n) else torch.zeros_like(original) for n in distinct]
-        )
-        rows = (rows + (original - self.parameter("bias").float())).to(output.dtype)
+        written, original = self.parameter("bias").detach(), self.original("bias")
+        exact = torch.promote_types(written.dtype, torch.float32)
+        none = torch.zeros_like(original, dtype=exact)
+        rows = torch.stack([self.delta(n).to(exact) if n != BASE and self.has(n) else none for n in distinct])
+        rows = (rows + (original.to(exact) - written.to(exact))).to(output.dtype)
         each = rows[[distinct.index(name) for name in names]]
         return output + each.view(len(names), *[1] * (output.ndim - 2), -1)

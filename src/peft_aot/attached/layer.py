@@ -19,6 +19,16 @@ from peft_aot.tuner import TaskLayer
 from .config import AttachedConfig
 
 
+class AdapterDict(nn.ParameterDict):
+    """Parameters by adapter name that stay frozen, or trainable, when PEFT moves or casts them by assigning anew."""
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        """Hold a tensor as a parameter."""
+        if key in self:
+            value = nn.Parameter(value.detach(), requires_grad=self[key].requires_grad)
+        super().__setitem__(key, value)
+
+
 class AttachedLayer(TaskLayer):
     """Child of one module of the backbone.
 
@@ -87,7 +97,7 @@ class AttachedLayer(TaskLayer):
         if wanted and not self._hooks:
             self._hooks = [
                 self.module.register_forward_pre_hook(self._before),
-                self.module.register_forward_hook(self._after),
+                self.module.register_forward_hook(self._after, with_kwargs=True),
             ]
         elif not wanted:
             self._remove_hooks()
@@ -138,7 +148,7 @@ class AttachedLayer(TaskLayer):
         if not self.disable_adapters and not self.merged:
             self.before()
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         if self.disable_adapters:
             return None
         tasks = tasks_of(self.__dict__["tuner"])
@@ -146,7 +156,7 @@ class AttachedLayer(TaskLayer):
             return self.after_mixed(output, names_of(tasks, output, self.module))
         if self.merged or not self.needs_hook():
             return None
-        return self.after(args[0], output)
+        return self.after(args[0] if args else next(iter(kwargs.values())), output)
 
 
 def names_of(tasks: Tasks, output: Tensor, module: nn.Module) -> tuple[str, ...]:

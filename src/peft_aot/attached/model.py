@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from peft_aot.backbone import find_blocks
@@ -17,7 +17,7 @@ from peft_aot.tuner import TaskTuner, matches
 
 from .config import AttachedConfig
 from .layer import AttachedLayer
-from .targets import in_backbone, inside_any
+from .targets import in_backbone, inside_any, own_modules
 
 # Their modules see (T, B, D), or so in parts: the row of an example cannot be told from the shape.
 TIME_FIRST = {"xlnet", "longformer", "led", "fsmt"}
@@ -57,6 +57,7 @@ class AttachedTuner(TaskTuner):
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         config = as_attached(peft_config)
+        self._check_heads(config)
         self._targets = self._choose(config)
         self.prepare(config, self._targets)
         return config
@@ -84,6 +85,14 @@ class AttachedTuner(TaskTuner):
                 f"expected target_modules that {self.method} can adapt, got {'; '.join(unable[:3])}; leave them out"
             )
         return kept
+
+    def _check_heads(self, config: AttachedConfig) -> None:
+        for name, module in own_modules(self.model):
+            if self.layer_cls.child_name in module._modules and inside_any(name, config.modules_to_save):
+                raise ValueError(
+                    f"expected modules_to_save without modules that another adapter changes, got "
+                    f"{config.modules_to_save}, which holds {name}; give both adapters the same modules_to_save"
+                )
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
         # a method where PEFT has a static one: targets are known from the model, not from the config alone
@@ -166,6 +175,29 @@ class AttachedTuner(TaskTuner):
             layer.leave(merged)
         for handle in self._row_hooks:
             handle.remove()
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        child, prefix = f".{cls.layer_cls.child_name}", "base_model.model."
+        saved = {key.partition(f"{child}.")[0].removeprefix(prefix) for key in state_dict if f"{child}." in key}
+        here = {
+            name.removesuffix(child).removeprefix(prefix)
+            for name, module in model.named_modules()
+            if isinstance(module, AttachedLayer) and adapter_name in module._get_available_adapters()
+        }
+        if saved != here:  # PEFT would load what fits
+            only = sorted(saved - here) or sorted(here - saved)
+            backbone = config.base_model_name_or_path
+            raise ValueError(
+                f"expected an adapter of {len(here)} modules of this backbone, got one of {len(saved)} modules that "
+                f"differ in {', '.join(only[:3])}; load the backbone it was trained on, {backbone}"
+            )
+        remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        return remapped
 
 
 def as_attached(config: PeftConfig) -> AttachedConfig:

@@ -13,10 +13,16 @@ from peft_aot.tuner import TaskLayer, matches
 
 
 def own_modules(model: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module of a model by name, but neither adapters nor trained copies of heads."""
+    """Yield every module of a model by name, but neither adapters nor trained copies of heads.
+
+    Nor what is inside PyTorch's own attention, which reads the weights of its layers without calling them: no hook of
+    theirs would run.
+    """
     if isinstance(model, (TaskLayer, AuxiliaryTrainingWrapper)):
         return
     yield name, model
+    if isinstance(model, nn.MultiheadAttention):
+        return
     for child_name, child in model.named_children():
         yield from own_modules(child, f"{name}.{child_name}" if name else child_name)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from peft_aot.attached.bias import BiasLayer
 from peft_aot.attached.config import AttachedConfig
+from peft_aot.attached.layer import AdapterDict
 
 from .config import BitFitConfig
 
@@ -19,7 +20,7 @@ class BitFitLayer(BiasLayer):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.bitfit_delta = nn.ParameterDict({})
+        self.bitfit_delta = AdapterDict({})
 
     def update_layer(self, adapter_name: str, config: AttachedConfig) -> None:
         """Add an adapter whose delta is zero."""

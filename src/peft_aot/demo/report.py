@@ -38,8 +38,8 @@ def conditions(comparison: Comparison) -> tuple[str, ...]:
         f"(in brackets its quartiles).",
         f"AoT fused reads its rows from the memory-mapped table; its logits differ from those of the factors by at "
         f"most {comparison.fused_difference:.1e}. The table is a cache: it can be made again from the factors.",
-        "LoRA and BitFit could be merged into the backbone, and would then cost nothing, but serve only one task at a "
-        "time; they are timed unmerged, as mixing tasks needs them.",
+        "LoRA could be merged into the backbone, and would then cost nothing, but serve only one task at a time; it is "
+        "timed unmerged, as mixing tasks needs it. BitFit stands in the backbone's own biases.",
         f"Machine: {comparison.machine}.",
     )
 

@@ -50,12 +50,13 @@ class HiWiModel(AttachedTuner):
         return biases(self.model) if as_hiwi(config).target == "bias" else weights(self.model)
 
     def defaults(self, config: AttachedConfig, able: list[str]) -> list[str]:
-        """Return the projections of the feed-forward network of every block.
+        """Return the projections of the feed-forward network of every block; any that is not able is then refused.
 
         Raises:
             ValueError: A block has none that can be told.
         """
-        return [name for name in feed_forward(self.model) if name in set(able)]
+        found = self.candidates(config)
+        return [name for name in feed_forward(self.model) if name in found]
 
     def prepare(self, config: AttachedConfig, targets: list[str]) -> None:
         """Refuse parameters that a network would make nothing of, or that cannot be changed."""
@@ -80,8 +81,8 @@ class HiWiModel(AttachedTuner):
             if named or name in written:
                 raise ValueError(
                     f"expected adapters with target='bias' in a mixed batch, got '{name}' with target='weight' "
-                    f"{'among adapter_names' if named else 'active'}: the examples of a batch share one weight; run "
-                    f"it alone with set_adapter"
+                    f"{'among adapter_names' if named else 'active'}: the examples of a batch share one weight; "
+                    f"{'run it alone' if named else 'activate one of biases'} with set_adapter"
                 )
 
     # the life of adapters

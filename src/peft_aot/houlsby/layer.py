@@ -84,15 +84,12 @@ class HoulsbyLayer(AttachedLayer):
         return (None if device is not None and device.type == "meta" else device), dtype
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse: see `HoulsbyModel`."""
-        raise ValueError(CANNOT_MERGE)
+        """Refuse: no weight holds what is not linear in the hidden state."""
+        raise ValueError(
+            "expected an adapter that can be folded into weights, got Houlsby adapters, which are not linear in the "
+            "hidden state: no weight can hold them. Call unload() for the backbone without them, or train LoRA, HiWi "
+            "or PaFi, which can be merged"
+        )
 
     def unmerge(self) -> None:
         """Do nothing, since nothing is ever merged."""
-
-
-CANNOT_MERGE = (
-    "expected an adapter that can be folded into weights, got Houlsby adapters, which are not linear in the hidden "
-    "state: no weight can hold them. Call unload() for the backbone without them, or train LoRA, HiWi or PaFi, which "
-    "can be merged"
-)

@@ -13,7 +13,7 @@ from peft_aot.backbone import find_blocks
 from peft_aot.sublayers import Sublayers, is_linear, sublayers
 
 from .config import HoulsbyConfig, as_houlsby
-from .layer import CANNOT_MERGE, HoulsbyLayer
+from .layer import HoulsbyLayer
 
 
 class HoulsbyModel(AttachedTuner):
@@ -53,7 +53,7 @@ class HoulsbyModel(AttachedTuner):
         blocks, there = self._chosen_blocks(houlsby.layers_to_transform), set(able)
         found = {
             "attention": {block: [n for n in parts.attention if n in there] for block, parts in blocks.items()},
-            "ffn": {block: [n for n in (parts.ffn_out,) if n in there] for block, parts in blocks.items()},
+            "ffn": {block: [parts.ffn_out] if parts.ffn_out else [] for block, parts in blocks.items()},
         }
         wanted = {kind: found[kind] for kind in found if houlsby.placement in ("both", kind)}
         if not all(names for of_block in wanted.values() for names in of_block.values()):
@@ -77,15 +77,10 @@ class HoulsbyModel(AttachedTuner):
         parts = zip(blocks, sublayers(self.model), strict=True)
         return {block.name: part for block, part in parts if block.index in wanted}
 
-    def _check_merge_allowed(self) -> None:
-        raise ValueError(CANNOT_MERGE)
-
 
 def _why_not_called(model: nn.Module, name: str) -> str | None:
     path, _, leaf = name.rpartition(".")
     parent = model.get_submodule(path)
-    if isinstance(parent, nn.MultiheadAttention):
-        return "whose weight PyTorch's attention uses without calling it"
     if leaf != "in_proj" and {"A_log", "D"} <= parent._parameters.keys():  # Mamba
         return "whose weight fused kernels of state-space layers use without calling it"
     return None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from peft_aot.attached.config import AttachedConfig
+from peft_aot.attached.layer import AdapterDict
 from peft_aot.attached.written import Change, WrittenLayer
 
 from .config import PaFiConfig
@@ -61,7 +62,7 @@ class PaFiLayer(WrittenLayer):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.pafi_delta = nn.ParameterDict({})
+        self.pafi_delta = AdapterDict({})
         self.pafi_masks: dict[str, ModuleMask] = {}
 
     def update_layer(self, adapter_name: str, config: AttachedConfig) -> None:
