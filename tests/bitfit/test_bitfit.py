@@ -230,10 +230,8 @@ def test_the_adapter_of_a_deeper_backbone_is_refused(method: str, tmp_path: Path
         PeftModel.from_pretrained(wrapped.unload(), tmp_path / "shallow")
 
 
-@pytest.mark.parametrize(
-    "method", [peft_aot.BitFitConfig(), peft_aot.PaFiConfig(target_modules=["dense"], sparsity=0.5)]
-)
-def test_modules_called_by_keyword_are_trained(method: object) -> None:
+@pytest.mark.parametrize("method", [peft_aot.BitFitConfig, peft_aot.PaFiConfig])
+def test_modules_called_by_keyword_are_trained(method: type) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
