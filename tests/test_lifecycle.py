@@ -129,6 +129,24 @@ def test_add_weighted_adapter_combines_tables_linearly(reparam: str) -> None:
     assert model.active_adapters == ["default"]
 
 
+@pytest.mark.parametrize("method", ["aot", "pafi"])
+def test_a_sum_has_the_first_adapters_head(method: str) -> None:
+    first = adapted("bert", num_labels=3, method=method)
+    first.add_adapter("other", config("bert", "SEQ_CLS", method))
+    first.eval().add_weighted_adapter(["default", "other"], [1.0, 0.0], "sum")
+    expected = output(first, BATCH)
+    first.set_adapter("sum")
+    torch.testing.assert_close(output(first, BATCH), expected, atol=1e-5, rtol=1e-5)
+    own = [n for n, p in first.named_parameters() if ".sum." in n and "classifier" in n and p.requires_grad]
+    assert len(own) == 2  # activated, the copy is trained on its own
+    with torch.no_grad():
+        for name, parameter in first.named_parameters():
+            if name in own:
+                parameter.zero_()
+    first.set_adapter("default")
+    torch.testing.assert_close(output(first, BATCH), expected, atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,6 +5,7 @@ Knows nothing of what an adapter computes or stores.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_aot.routing import BASE, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
@@ -112,6 +114,15 @@ class TaskTuner(StoredTuner):
                 self.active_adapter = active
             raise
         self._refresh_layers()  # PEFT sets `requires_grad` behind their backs
+
+    def _add_beside(self, config: PeftConfig, adapter_name: str, first: str) -> None:
+        """Add an adapter, fresh but for its heads, which are copies of those of adapter `first`."""
+        self.peft_config[adapter_name] = config
+        self.inject_adapter(self.model, adapter_name)
+        for wrapper in self.model.modules():
+            if isinstance(wrapper, ModulesToSaveWrapper) and first in wrapper.modules_to_save:
+                head = copy.deepcopy(wrapper.modules_to_save[first])
+                wrapper.modules_to_save[adapter_name] = head.requires_grad_(False)  # it is not active
 
     def _refresh_layers(self) -> None:
         for module in self.model.modules():

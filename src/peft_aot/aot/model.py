@@ -147,8 +147,7 @@ class AoTModel(TaskTuner):
         """
         configs = {name: as_aot(config) for name, config in self.peft_config.items()}
         config = combined_config(configs, adapters, weights, adapter_name, combination_type)
-        self.peft_config[adapter_name] = config
-        self.inject_adapter(self.model, adapter_name)
+        self._add_beside(config, adapter_name, adapters[0])
         for layer in self.model.modules():
             if isinstance(layer, AoTLayer) and adapter_name in layer.aot_rows:
                 set_combination(layer.rows_of(adapter_name), [layer.rows_of(name) for name in adapters], weights)

@@ -144,7 +144,7 @@ class PaFiModel(AttachedTuner):
         """Add an adapter whose deltas are the weighted sum, entry by entry, of other adapters' with the same mask.
 
         Weights of 1/n average n adapters, as in federated training; a weight of -1 takes one away. Heads
-        (`modules_to_save`) are not combined: the new adapter starts with the backbone's own.
+        (`modules_to_save`) are not combined: the new adapter gets a copy of the first adapter's.
 
         Args:
             adapters: Names of adapters with one mask.
@@ -163,12 +163,7 @@ class PaFiModel(AttachedTuner):
                 f"expected adapters with one mask, got the fingerprints {sorted(map(str, masks))}; combine adapters "
                 f"that were trained with the same sparsity, scope and target_modules"
             )
-        self.peft_config[adapter_name] = copy.deepcopy(configs[0])
-        try:
-            self.inject_adapter(self.model, adapter_name)
-        except Exception:
-            del self.peft_config[adapter_name]
-            raise
+        self._add_beside(copy.deepcopy(configs[0]), adapter_name, adapters[0])
         with torch.no_grad():
             for layer in self.layers():
                 if isinstance(layer, PaFiLayer) and layer.has(adapter_name):
