@@ -32,6 +32,7 @@ from transformers import AutoModelForSequenceClassification
 
 from peft_aot import AoTConfig, BitFitConfig, HiWiConfig, HoulsbyConfig, PaFiConfig
 from peft_aot.demo.carriers import locate_backbone
+from peft_aot.info import AdapterInfo, describe
 from peft_aot.sizes import format_bytes
 from peft_aot.timing import interleave
 
@@ -44,7 +45,7 @@ METHODS: dict[str, PeftConfig] = {
     "pafi": PaFiConfig(**FRESH, save_dtype="float16"),
     "houlsby": HoulsbyConfig(**FRESH),
     "aot": AoTConfig(**FRESH),
-    "lora": LoraConfig(task_type="SEQ_CLS", r=16, init_lora_weights=False),
+    "lora": LoraConfig(task_type="SEQ_CLS", r=16, init_lora_weights=False, target_modules=["query", "value", "q", "v"]),
 }
 console = Console()
 
@@ -58,7 +59,7 @@ def load(path: str) -> nn.Module:
 
 
 def prepare(config: PeftConfig, path: str, folder: Path) -> tuple[PeftModel, int]:
-    """Save two adapters and return a model that has loaded them, and the bytes of one."""
+    """Save two adapters and return a model that has loaded them, and the bytes of one, without its head."""
     for seed, name in enumerate(("one", "two")):
         torch.manual_seed(seed)
         model = get_peft_model(load(path), config)
@@ -70,7 +71,10 @@ def prepare(config: PeftConfig, path: str, folder: Path) -> tuple[PeftModel, int
     loaded = PeftModel.from_pretrained(load(path), folder / "one", adapter_name="one")
     loaded.load_adapter(str(folder / "two"), adapter_name="two")
     loaded.base_model.set_adapter("one", inference_mode=True)
-    return loaded.eval(), (folder / "one" / "adapter_model.safetensors").stat().st_size
+    info = describe(folder / "one")
+    if not isinstance(info, AdapterInfo):
+        raise TypeError(f"expected an adapter in {folder / 'one'}, got a table")
+    return loaded.eval(), info.own_bytes
 
 
 def main() -> None:
@@ -118,7 +122,7 @@ def main() -> None:
             samples.append((time.perf_counter() - start) * 500)
         switching[method] = sorted(samples[2:])
     table = Table(title=f"{Path(path).name}, batch {BATCH} x {LENGTH}, frozen adapters")
-    for column in ("method", "inference / backbone (quartiles)", "switching", "stored, head included"):
+    for column in ("method", "inference / backbone (quartiles)", "switching", "stored, without head"):
         table.add_column(column, justify="right")
     rows: dict[str, Any] = {}
     for method in METHODS:

@@ -344,3 +344,14 @@ def test_entries_follow_the_model_to_another_type_and_device() -> None:
     torch.testing.assert_close(expected.float(), output(adapted("bert", method="pafi"), BATCH), atol=1e-5, rtol=1e-5)
     meta = copy.deepcopy(model).to("meta")
     assert all(mask.weight.is_meta for layer in meta.base_model.layers() for mask in layer.pafi_masks.values())
+
+
+@pytest.mark.slow
+def test_half_a_percent_of_mpnet_base_is_less_than_a_megabyte(tmp_path: Path) -> None:
+    from transformers import MPNetConfig, MPNetModel
+
+    torch.manual_seed(0)
+    model = get_peft_model(MPNetModel(MPNetConfig()), PaFiConfig(sparsity=0.005, save_dtype="float16"))
+    assert model.peft_config["default"].num_values == 425_088
+    model.save_pretrained(tmp_path)
+    assert 850_000 < (tmp_path / "adapter_model.safetensors").stat().st_size < 1_000_000
