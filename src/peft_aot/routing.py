@@ -150,6 +150,13 @@ class RoutedHead(ModulesToSaveWrapper):
         if tasks is None or self.disable_adapters:
             return ModulesToSaveWrapper.forward(self, *args, **kwargs)  # type: ignore[no-untyped-call]
         features, rest = args[0], args[1:]
+        if features.shape[0] != tasks.rows:
+            kind, shape = type(self.original_module).__name__, tuple(features.shape)
+            raise ValueError(
+                f"expected a head that runs on {tasks.rows} examples, got {kind} with an input of shape {shape}: what "
+                f"examples share cannot differ between tasks; leave it out of modules_to_save, or run the adapters one "
+                f"at a time with set_adapter"
+            )
         names = tasks.expand(features.shape[0])
         outputs: dict[int, Tensor] = {}
         for name in dict.fromkeys(names):
@@ -195,8 +202,8 @@ def route_heads(model: nn.Module, tuner: BaseTuner) -> None:
     """Turn every wrapper of PEFT's `modules_to_save` below `model` into a `RoutedHead`, in place."""
     for module in model.modules():
         if type(module) is ModulesToSaveWrapper:
-            module.__class__ = RoutedHead
             module.__dict__["tuner"] = tuner  # not a submodule: the tuner contains this head
+            module.__class__ = RoutedHead  # last, since other threads may be calling it
 
 
 def fit_heads(model: nn.Module, adapter_name: str, state_dict: Mapping[str, Tensor]) -> None:

@@ -16,8 +16,10 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
-from peft_aot.routing import BASE, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
+from peft_aot.routing import BASE, batch_size, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
 from peft_aot.stored import StoredTuner
 
 
@@ -46,14 +48,19 @@ class TaskTuner(StoredTuner):
     cannot_mix: ClassVar[str | None] = None
     target_module_mapping: dict[str, list[str]] = {}
 
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        super()._pre_injection_hook(model, config, adapter_name)
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         there = next((module for module in model.modules() if isinstance(module, TaskLayer)), None)
-        if there is not None:
+        if there is not None:  # checked first of all: PEFT would write into the other tuner's configurations
             raise ValueError(
                 f"expected a backbone without adapters of this package, got one with {type(there).__name__}s; call "
                 f"unload() on its PeftModel first, or add to that model with load_adapter or add_adapter"
             )
+        super().__init__(model, *args, **kwargs)
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        super()._pre_injection_hook(model, config, adapter_name)
+        self._row_hooks: list[RemovableHandle] = []
+        self._notes_rows = False  # a flag of its own, since torch.compile cannot look at handles
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the backbone; in a mixed batch, check first that every example has an adapter name."""
@@ -79,6 +86,16 @@ class TaskTuner(StoredTuner):
     def _prepare_mixed_batches(self) -> None:
         """Do before a mixed batch what is needed once; doing it again changes nothing."""
         route_heads(self.model, self)  # here, since PEFT adds some heads only after it has injected the adapter
+        if not self._notes_rows:
+            self._notes_rows = True
+            stacks = [m for m in self.model.modules() if isinstance(m, PreTrainedModel)] or [self.model]
+            self._row_hooks = [stack.register_forward_pre_hook(self._note_rows, with_kwargs=True) for stack in stacks]
+
+    def _note_rows(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # a stack may be given more rows than the model: beams, choices
+        tasks = tasks_of(self)
+        if tasks is not None:
+            tasks.rows = batch_size(args, kwargs) or tasks.rows
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         super()._check_new_adapter_config(config)
@@ -136,8 +153,13 @@ class TaskTuner(StoredTuner):
     def unload(self) -> nn.Module:
         """Return the backbone as it was before any adapter, with its own heads."""
         route_heads(self.model, self)
+        self._leave_stacks()
         model: nn.Module = super().unload()
         return model
+
+    def _leave_stacks(self) -> None:
+        for handle in self._row_hooks:
+            handle.remove()
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 import peft_aot
 from backbones import BIASED, build, inputs, output
-from models import adapted, config
+from models import adapted, config, is_adapter
 from written import check_gradients, naive_output
 
 BATCH = inputs("bert", "SEQ_CLS")
@@ -169,7 +170,7 @@ def test_safe_merge_refuses_what_is_not_finite() -> None:
     layers = model.base_model.layers()
     with torch.no_grad():
         layers[-1].bitfit_delta["default"][0] = float("nan")
-    with pytest.raises(ValueError, match="expected finite values to merge, got NaN or infinity in adapters"):
+    with pytest.raises(ValueError, match="expected finite values to merge, got NaN or infinity from adapters"):
         model.merge_and_unload(safe_merge=True)
     assert not any(layer.merged for layer in layers)
 
@@ -244,3 +245,129 @@ def test_modules_called_by_keyword_are_trained(method: type) -> None:
     model = get_peft_model(Net(), method(target_modules=["dense"], **fields))
     model(torch.randn(2, 4)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+
+
+def test_a_failed_merge_leaves_what_was_merged() -> None:
+    model = adapted("bert", method="bitfit")
+    torch.manual_seed(1)
+    model.add_adapter("bad", config("bert", "SEQ_CLS", "bitfit"))
+    model.eval().merge_adapter(["default"])
+    expected = output(model, BATCH)
+    with torch.no_grad():
+        model.base_model.layers()[-1].bitfit_delta["bad"][0] = float("inf")
+    with pytest.raises(ValueError, match="expected finite values to merge"):
+        model.merge_adapter(["bad"], safe_merge=True)
+    assert all(layer.merged_adapters == ["default"] for layer in model.base_model.layers())
+    torch.testing.assert_close(output(model, BATCH), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_safe_merge_looks_at_the_merged_values() -> None:
+    model = get_peft_model(build("bert").half(), config("bert", "SEQ_CLS", "bitfit"))
+    with torch.no_grad():
+        model.base_model.layers()[0].bitfit_delta["default"][0] = 7e4  # finite, but not in float16
+    with pytest.raises(ValueError, match="or too large for the backbone's number format"):
+        model.merge_adapter(safe_merge=True)
+
+
+def test_shared_biases_are_refused() -> None:
+    backbone = build("bert")
+    first, second = (backbone.bert.encoder.layer[i].output.dense for i in (0, 1))
+    second.bias = first.bias
+    message = r"expected a bias that no other module has, got one of .*layer.0.output.dense and .*layer.1.output.dense"
+    for method in ("bitfit", "hiwi"):
+        with pytest.raises(ValueError, match=message):
+            get_peft_model(backbone, config("bert", "SEQ_CLS", method))
+
+
+@pytest.mark.parametrize("method", ["bitfit", "hiwi"])
+def test_an_offloaded_backbone_is_refused(method: str) -> None:
+    backbone = build("bert")
+    backbone.bert.encoder.layer[0].output.dense.to("meta")
+    before = str(backbone)
+    with pytest.raises(ValueError, match="got an offloaded bias in bert.encoder.layer.0.output.dense, which cannot be"):
+        get_peft_model(backbone, config("bert", "SEQ_CLS", method))
+    assert str(backbone) == before
+
+
+def test_a_backbone_offloaded_later_is_not_written() -> None:
+    model = adapted("bert", method="bitfit")
+    model.base_model.model.bert.encoder.layer[0].output.dense.to("meta")
+    with (
+        pytest.raises(ValueError, match="got an offloaded weight in Linear, which cannot be changed"),
+        model.disable_adapter(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("method", ["bitfit", "pafi", "houlsby"])
+def test_unfreezing_by_hand_trains(method: str, tmp_path: Path) -> None:
+    adapted("bert", method=method).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(build("bert"), tmp_path)
+    trained = {n: p for n, p in model.named_parameters() if is_adapter(n)}
+    for parameter in trained.values():
+        parameter.requires_grad = True
+    output(model, BATCH).square().sum().backward()
+    assert all(p.grad is not None for p in trained.values())
+
+
+def test_all_linear_means_the_backbones_linear_layers() -> None:
+    model = get_peft_model(build("bert"), config("bert", "SEQ_CLS", "bitfit", target_modules="all-linear"))
+    names = model.base_model.targeted_module_names
+    assert len(names) == 13 and not [name for name in names if "LayerNorm" in name or "classifier" in name]
+
+
+def test_a_replica_is_refused() -> None:
+    model = adapted("bert", method="bitfit")
+    twin = build("bert")
+    layer = model.base_model.layers()[0]
+    with pytest.raises(RuntimeError, match="got a replica of BertForSequenceClassification, as torch.nn.DataParallel"):
+        layer._before(twin, ())
+
+
+def test_a_refused_second_wrapper_leaves_the_first_ones_settings() -> None:
+    backbone = build("bert")
+    model = get_peft_model(backbone, config("bert", "SEQ_CLS", "houlsby", activation="gelu"))
+    for name in ("default", "other"):
+        with pytest.raises(ValueError, match="expected a backbone without adapters of this package"):
+            get_peft_model(backbone, config("bert", "SEQ_CLS", "houlsby", activation="relu"), adapter_name=name)
+    assert list(model.peft_config) == ["default"] and model.peft_config["default"].activation == "gelu"
+
+
+def test_the_first_calls_after_a_step_may_come_from_threads() -> None:
+    for seed in range(6):
+        model = adapted("bert", method="bitfit", seed=seed)
+        output(model, BATCH).sum().backward()
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+        start = threading.Barrier(4)
+
+        def call(model: PeftModel = model, start: threading.Barrier = start) -> None:
+            start.wait()
+            with torch.no_grad():
+                output(model, BATCH)
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        bare = dict(build("bert").named_parameters())
+        assert all(torch.equal(p, bare[n]) for n, p in model.unload().named_parameters())
+
+
+def test_a_routed_layer_on_shared_positions_is_refused_in_mixed_batches() -> None:
+    import transformers
+
+    from backbones import TEXT
+
+    settings = transformers.DebertaV2Config(
+        **TEXT, relative_attention=True, pos_att_type=["p2c"], norm_rel_ebd="layer_norm", position_buckets=4
+    )
+    backbone = transformers.AutoModelForSequenceClassification.from_config(settings).eval()
+    fields = {"r": 2, "init_weights": False, "modules_to_save": ["classifier", "LayerNorm"]}
+    model = get_peft_model(backbone, peft_aot.HoulsbyConfig(task_type="SEQ_CLS", **fields))
+    model.add_adapter("b", peft_aot.HoulsbyConfig(task_type="SEQ_CLS", **fields))
+    batch = inputs("deberta_v2", "SEQ_CLS", batch=2)
+    with pytest.raises(
+        ValueError, match=r"expected a head that runs on 2 examples, got LayerNorm with an input of shape"
+    ):
+        output(model.eval(), batch, adapter_names=["default", "b"])

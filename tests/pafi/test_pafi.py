@@ -319,14 +319,14 @@ def test_quantized_weights_are_refused_at_once() -> None:
     get_peft_model(backbone, PaFiConfig(task_type="SEQ_CLS", exclude_modules=["layer.1.intermediate.dense"]))
 
 
-def test_tied_weights_are_refused_if_targeted_twice() -> None:
+def test_tied_weights_are_refused() -> None:
     backbone = build("bert")
     layers = backbone.bert.encoder.layer
     layers[1].attention.self.key.weight = layers[0].attention.self.key.weight
-    message = r"got bert.encoder.layer.0.attention.self.key.weight and bert.encoder.layer.1.* on the same data \(tied"
+    message = r"expected a weight that no other module has, got one of .*layer.0.attention.self.key and .*layer.1.*tied"
     with pytest.raises(ValueError, match=message):
         get_peft_model(backbone, PaFiConfig(task_type="SEQ_CLS"))
-    get_peft_model(backbone, PaFiConfig(task_type="SEQ_CLS", exclude_modules=["layer.1.attention.self.key"]))
+    get_peft_model(backbone, PaFiConfig(task_type="SEQ_CLS", exclude_modules=["self.key"]))
 
 
 def test_another_masks_values_do_not_go_into_an_adapter(tmp_path: Path) -> None:

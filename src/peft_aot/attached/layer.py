@@ -139,12 +139,22 @@ class AttachedLayer(TaskLayer):
         super().delete_adapter(adapter_name)
         self.refresh()
 
+    def follow(self) -> None:
+        """Bring the module in line with adapters whose `requires_grad` was changed by hand."""
+        if not self._hooks and not self.disable_adapters and not self.merged and self.needs_hook():
+            self.refresh()
+
     def _remove_hooks(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks = []
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is not self.module:
+            raise RuntimeError(
+                f"expected the module that the adapter is attached to, got a replica of {type(module).__name__}, as "
+                f"torch.nn.DataParallel makes them; run one process per device instead, with torchrun or accelerate"
+            )
         if not self.disable_adapters and not self.merged:
             self.before()
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import _ExcludedModule
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from peft_aot.backbone import find_blocks
-from peft_aot.routing import batch_size, tasks_of
+from peft_aot.sublayers import is_linear
 from peft_aot.tuner import TaskTuner, matches
 
 from .config import AttachedConfig
@@ -51,10 +51,6 @@ class AttachedTuner(TaskTuner):
 
     # choosing and attaching
 
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        super()._pre_injection_hook(model, config, adapter_name)
-        self._row_hooks: list[RemovableHandle] = []
-
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         config = as_attached(peft_config)
         self._check_heads(config)
@@ -65,11 +61,15 @@ class AttachedTuner(TaskTuner):
     def _choose(self, config: AttachedConfig) -> list[str]:
         found = self.candidates(config)
         able = [name for name, problem in found.items() if problem is None]
-        chosen = list(found) if config.target_modules is not None else self.defaults(config, able)
+        targets = config.target_modules
+        if targets == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+            chosen, targets = [n for n in in_backbone(self.model, able) if is_linear(self.model.get_submodule(n))], None
+        else:
+            chosen = list(found) if targets is not None else self.defaults(config, able)
         kept = [
             name
             for name in chosen
-            if (config.target_modules is None or matches(config.target_modules, name))
+            if (targets is None or matches(targets, name))
             and not matches(config.exclude_modules, name)
             and not inside_any(name, config.modules_to_save)
         ]
@@ -119,6 +119,13 @@ class AttachedTuner(TaskTuner):
         """Give the layer beside module `name` one more adapter."""
         layer.update_layer(adapter_name, config)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the backbone; where adapters have been frozen or unfrozen by hand, take note of it first."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            for layer in self.layers():
+                layer.follow()
+        return super().forward(*args, **kwargs)
+
     # mixed batches
 
     def _prepare_mixed_batches(self) -> None:
@@ -131,16 +138,8 @@ class AttachedTuner(TaskTuner):
                 f"expected a backbone whose modules see the examples first, got {kind}, which turns them about; run "
                 f"the adapters one at a time with set_adapter"
             )
-        stacks = dict.fromkeys(block.stack for block in find_blocks(self.model))
-        self._row_hooks = [stack.register_forward_pre_hook(self._note_rows, with_kwargs=True) for stack in stacks]
         for layer in self.layers():
             layer.mix()
-
-    def _note_rows(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # a stack may be given more rows than the model: beams, choices
-        tasks = tasks_of(self)
-        if tasks is not None:
-            tasks.rows = batch_size(args, kwargs) or tasks.rows
 
     # the life of adapters
 
@@ -150,10 +149,13 @@ class AttachedTuner(TaskTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Keep adapters in the weights, whatever is active, until `unmerge_adapter`; all of them or nothing."""
+        before = {layer: layer.merged_adapters for layer in self.layers()}
         try:
             super().merge_adapter(adapter_names, safe_merge)
         except Exception:
-            self.unmerge_adapter()  # type: ignore[no-untyped-call]
+            for layer, merged in before.items():
+                layer.merged_adapters = merged
+                layer.refresh()
             raise
 
     def merge_and_unload(
@@ -162,6 +164,7 @@ class AttachedTuner(TaskTuner):
         """Return the backbone with adapters, by default the active ones, in its weights for good."""
         self.merge_adapter(adapter_names, safe_merge)
         self._leave(merged=True)
+        self._leave_stacks()
         model: nn.Module = super().merge_and_unload(progressbar, safe_merge, adapter_names)
         return model
 
@@ -173,8 +176,6 @@ class AttachedTuner(TaskTuner):
     def _leave(self, merged: bool) -> None:
         for layer in self.layers():
             layer.leave(merged)
-        for handle in self._row_hooks:
-            handle.remove()
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

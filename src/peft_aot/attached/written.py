@@ -7,6 +7,7 @@ carried to it by a hook that leaves the output alone. Knows nothing of what is w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor
 
 from .layer import AttachedLayer, trainable
+
+
+_WRITING = threading.RLock()  # one for all layers, so that copies and pickles of a layer have none
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,23 @@ class WrittenLayer(AttachedLayer):
         return [name for name in here if not any(f.is_meta for f in self.factors(name))]  # not loaded yet
 
     def _write(self, names: list[str]) -> None:
-        factors = [factor for name in names for factor in self.factors(name)]
-        stamp = tuple((id(f), -1 if f.is_inference() else f._version) for f in factors)
-        if names == self._written and stamp == self._stamp:
-            return
-        self._put_back()
-        self._originals = list(self._add(names))
-        self._written, self._stamp = names, stamp
+        with _WRITING:  # threads may be the first to call a model whose adapter has just been trained
+            factors = [factor for name in names for factor in self.factors(name)]
+            stamp = tuple((id(f), -1 if f.is_inference() else f._version) for f in factors)
+            if names == self._written and stamp == self._stamp:
+                return
+            self._check_in_memory()
+            self._put_back()
+            self._originals = list(self._add(names))
+            self._written, self._stamp = names, stamp
+
+    def _check_in_memory(self) -> None:
+        away = [name for name, p in self.module.named_parameters(recurse=False) if p.is_meta]
+        if away:
+            raise ValueError(
+                f"expected parameters in memory, got an offloaded {away[0]} in {type(self.module).__name__}, which "
+                f"cannot be changed; load the backbone on devices that hold all of it"
+            )
 
     def _put_back(self) -> None:
         for kept in reversed(self._originals):
@@ -156,16 +170,23 @@ class WrittenLayer(AttachedLayer):
             ValueError: `safe_merge`, and a merged value would not be finite.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if self.has(name)]
-        if safe_merge:
-            with torch.no_grad():
-                found = [change.delta for name in names for change in self.changes(name)]
-            if not all(torch.isfinite(delta).all() for delta in found):
-                raise ValueError(
-                    f"expected finite values to merge, got NaN or infinity in adapters {names}; the adapter is broken, "
-                    f"load an earlier checkpoint"
-                )
-        self.merged_adapters = [*self.merged_adapters, *names]
+        before = self.merged_adapters
+        self.merged_adapters = [*before, *names]
         self.refresh()
+        if safe_merge and not self._is_finite():
+            self.merged_adapters = before
+            self.refresh()
+            raise ValueError(
+                f"expected finite values to merge, got NaN or infinity from adapters {names}; the adapter is broken, "
+                f"or too large for the backbone's number format: load an earlier checkpoint, or a float32 backbone"
+            )
+
+    def _is_finite(self) -> bool:
+        for kept in self._originals:
+            flat = self.parameter(kept.parameter).detach().view(-1)
+            if not torch.isfinite(flat if kept.indices is None else flat[kept.indices]).all():
+                return False
+        return True
 
     def unmerge(self) -> None:
         """Let the active adapters decide again what is written."""

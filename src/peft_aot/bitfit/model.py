@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from peft_aot.attached.config import AttachedConfig
 from peft_aot.attached.model import AttachedTuner
-from peft_aot.attached.targets import additive_biases
+from peft_aot.attached.targets import additive_biases, check_in_memory, check_untied
 
 from .config import BitFitConfig
 from .layer import BitFitLayer
@@ -46,3 +46,8 @@ class BitFitModel(AttachedTuner):
                 f"needs none: LoRA, AoTConfig, PaFiConfig or HiWiConfig(target='weight')"
             )
         return found
+
+    def prepare(self, config: AttachedConfig, targets: list[str]) -> None:
+        """Refuse biases that cannot be written, or whose change would show in another module."""
+        check_in_memory(self.model, targets, "bias")
+        check_untied(self.model, targets, "bias")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from peft_aot.attached.targets import additive_biases, own_modules
+from peft_aot.attached.targets import additive_biases, check_in_memory, check_untied, listed, own_modules
 from peft_aot.attached.written import WrittenLayer
 from peft_aot.sublayers import is_linear, sublayers
 
@@ -58,12 +58,13 @@ def check_biases(model: nn.Module, names: Sequence[str], trained: bool) -> None:
     """
     empty = [f"{name} (no bias)" for name in names if model.get_submodule(name)._parameters.get("bias") is None]
     if not empty:
-        _check_in_memory(model, names, "bias")
+        check_in_memory(model, names, "bias")
+        check_untied(model, names, "bias")
         values = {name: _original(model.get_submodule(name), "bias") for name in names}
         empty = [f"{name} (all zero)" for name, bias in values.items() if trained and not bias.any()]
     if empty:
         raise ValueError(
-            f"expected biases that are not zero, got {_listed(empty)}: fed with zeros, the network and its gradient "
+            f"expected biases that are not zero, got {listed(empty)}: fed with zeros, the network and its gradient "
             f"are exactly zero; use HiWiConfig(target='weight'), or name other target_modules"
         )
 
@@ -74,34 +75,14 @@ def check_weights(model: nn.Module, names: Sequence[str]) -> None:
     Raises:
         ValueError: Some are quantized, tied, or offloaded.
     """
-    _check_in_memory(model, names, "weight")
+    check_in_memory(model, names, "weight")
     quantized = [f"{name} ({w.dtype})" for name in names if (w := _weight(model, name)).dtype not in DTYPES]
     if quantized:
         raise ValueError(
-            f"expected floating-point weights, got {_listed(quantized)}: quantized weights cannot be changed, their "
+            f"expected floating-point weights, got {listed(quantized)}: quantized weights cannot be changed, their "
             f"modules' biases can; use HiWiConfig(target='bias'), or load the backbone without quantization"
         )
-    owners: dict[int, list[str]] = {}
-    for name, module in own_modules(model):
-        for parameter in module._parameters.values():
-            if parameter is not None and parameter.numel():
-                owners.setdefault(id(parameter), []).append(name)
-    for name in names:
-        sharing = owners[id(_weight(model, name))]
-        if len({id(model.get_submodule(owner)) for owner in sharing}) > 1:
-            raise ValueError(
-                f"expected a weight that no other module has, got one of {' and '.join(sharing)} (tied weights): to "
-                f"change it here would change it there; leave {name} out with exclude_modules"
-            )
-
-
-def _check_in_memory(model: nn.Module, names: Sequence[str], parameter: str) -> None:
-    away = [name for name in names if model.get_submodule(name).get_parameter(parameter).is_meta]
-    if away:
-        raise ValueError(
-            f"expected parameters in memory, got an offloaded {parameter} in {_listed(away)}, which cannot be changed; "
-            f"load the backbone on devices that hold all of it"
-        )
+    check_untied(model, names, "weight")
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
@@ -112,8 +93,3 @@ def _original(module: nn.Module, parameter: str) -> Tensor:
     """Return a parameter as it is without the adapters that may be there already."""
     layer = next((child for child in module.children() if isinstance(child, WrittenLayer)), None)
     return module.get_parameter(parameter) if layer is None else layer.original(parameter)
-
-
-def _listed(names: Sequence[str], shown: int = 3) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

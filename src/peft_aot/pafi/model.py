@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peft_aot.attached.config import AttachedConfig
 from peft_aot.attached.layer import AttachedLayer
 from peft_aot.attached.model import AttachedTuner
-from peft_aot.attached.targets import own_modules
+from peft_aot.attached.targets import check_untied, own_modules
 from peft_aot.backbone import find_blocks
 from peft_aot.combination import check_combination
 from peft_aot.sublayers import is_linear
@@ -58,8 +58,10 @@ class PaFiModel(AttachedTuner):
         found: dict[str, str | None] = {}
         for name, module in own_modules(self.model):
             if is_linear(module):
-                weight = module.get_parameter("weight")
-                if weight.dtype not in DTYPES:
+                weight = module._parameters.get("weight")
+                if weight is None:
+                    found[name] = "whose weight is computed or packed, not a parameter"
+                elif weight.dtype not in DTYPES:
                     kind = str(weight.dtype).removeprefix("torch.")
                     found[name] = f"whose weight is {kind}: quantized weights have no magnitudes to choose by"
                 else:
@@ -78,6 +80,8 @@ class PaFiModel(AttachedTuner):
             ValueError: Nothing to choose, tied or quantized weights, or the mask of another backbone.
         """
         pafi = as_pafi(config)
+        for kind in ("weight", "bias"):
+            check_untied(self.model, targets, kind)
         key = (pafi.sparsity, pafi.scope, tuple(targets))
         if key not in self._masks:
             self._masks[key] = self._choose_mask(pafi, targets)
@@ -86,7 +90,8 @@ class PaFiModel(AttachedTuner):
             raise ValueError(
                 f"expected mask fingerprint {pafi.mask_fingerprint} of {pafi.base_model_name_or_path}, got {digest}: "
                 f"these are other weights, or the same in {dtype} where the mask was chosen in {pafi.mask_dtype}; load "
-                f"the backbone the adapter was trained on in {pafi.mask_dtype}, and convert it afterwards"
+                f"the backbone the adapter was trained on in {pafi.mask_dtype}, and convert it afterwards, or pass a "
+                f"fresh PaFiConfig for a new adapter"
             )
         pafi.mask_fingerprint, pafi.mask_dtype = digest, dtype
         pafi.num_values = sum(len(mask.weight) + len(mask.bias) for mask in self._mask.values())
