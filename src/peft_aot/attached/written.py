@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .layer import AttachedLayer, trainable
 
-
 _WRITING = threading.RLock()  # one for all layers, so that copies and pickles of a layer have none
 
 
