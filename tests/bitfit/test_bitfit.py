@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from models import adapted, config, is_adapter
 from written import check_gradients, naive_output
 
 BATCH = inputs("bert", "SEQ_CLS")
+GOLDEN = {"bitfit": "a5bdb0546f238498", "pafi": "bc5103075ba7391d"}
 
 
 @pytest.mark.parametrize("name", BIASED)
@@ -66,6 +68,18 @@ def test_what_is_saved(tmp_path: Path) -> None:
     own = dict(model.named_parameters())[f"{key}.default"]
     torch.testing.assert_close(saved[key], own.detach())
     assert saved[key].shape == (32,)
+
+
+@pytest.mark.parametrize("method", GOLDEN)
+def test_golden_bytes(method: str, tmp_path: Path) -> None:
+    model = adapted("bert", "FEATURE_EXTRACTION", method=method)
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(model.named_parameters()):
+            if is_adapter(name):
+                parameter.copy_(torch.arange(parameter.numel()) / 64 + number)
+    model.save_pretrained(tmp_path)
+    # a change here makes adapters that were saved before unreadable
+    assert hashlib.sha256((tmp_path / "adapter_model.safetensors").read_bytes()).hexdigest()[:16] == GOLDEN[method]
 
 
 def test_choosing_modules() -> None:
