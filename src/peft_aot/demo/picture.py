@@ -86,7 +86,7 @@ def draw(comparison: Comparison, path: Path) -> Path:
     figure.legend(
         handles=[
             Patch(color=OURS, label="AoT P-Tuning (ours)"),
-            Patch(color=OTHERS, label="other methods, as in PEFT"),
+            Patch(color=OTHERS, label="other methods"),
         ],
         loc="outside lower center",
         ncols=2,
