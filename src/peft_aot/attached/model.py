@@ -27,12 +27,12 @@ class AttachedTuner(TaskTuner):
     """See the module; a method says which modules it can adapt.
 
     Attributes:
-        layer_cls: The class of its layers.
+        tuner_layer_cls: The class of its layers.
     """
 
     shown: ClassVar[tuple[str, ...]] = ("target_modules", "exclude_modules")
     fixed: ClassVar[tuple[str, ...]] = ("target_modules", "exclude_modules")
-    layer_cls: ClassVar[type[AttachedLayer]]
+    tuner_layer_cls: type[AttachedLayer]
 
     def candidates(self, config: AttachedConfig) -> Mapping[str, str | None]:
         """Return the modules that could be adapted, by name: None if they can, or why they cannot.
@@ -88,7 +88,7 @@ class AttachedTuner(TaskTuner):
 
     def _check_heads(self, config: AttachedConfig) -> None:
         for name, module in own_modules(self.model):
-            if self.layer_cls.child_name in module._modules and inside_any(name, config.modules_to_save):
+            if self.tuner_layer_cls.child_name in module._modules and inside_any(name, config.modules_to_save):
                 raise ValueError(
                     f"expected modules_to_save without modules that another adapter changes, got "
                     f"{config.modules_to_save}, which holds {name}; give both adapters the same modules_to_save"
@@ -110,9 +110,9 @@ class AttachedTuner(TaskTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target._modules.get(self.layer_cls.child_name)
+        layer = target._modules.get(self.tuner_layer_cls.child_name)
         if not isinstance(layer, AttachedLayer):
-            layer = self.layer_cls(target, self, adapter_name)
+            layer = self.tuner_layer_cls(target, self, adapter_name)
         self.add(layer, adapter_name, as_attached(peft_config), current_key)
 
     def add(self, layer: AttachedLayer, adapter_name: str, config: AttachedConfig, name: str) -> None:
@@ -181,7 +181,7 @@ class AttachedTuner(TaskTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        child, prefix = f".{cls.layer_cls.child_name}", "base_model.model."
+        child, prefix = f".{cls.tuner_layer_cls.child_name}", "base_model.model."
         saved = {key.partition(f"{child}.")[0].removeprefix(prefix) for key in state_dict if f"{child}." in key}
         here = {
             name.removesuffix(child).removeprefix(prefix)

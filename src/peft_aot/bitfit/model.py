@@ -31,7 +31,6 @@ class BitFitModel(AttachedTuner):
     config_cls = BitFitConfig
     prefix: str = "bitfit_layer.bitfit_"
     tuner_layer_cls = BitFitLayer
-    layer_cls = BitFitLayer
 
     def candidates(self, config: AttachedConfig) -> Mapping[str, str | None]:
         """Return every module with a bias.

@@ -41,7 +41,6 @@ class HiWiModel(AttachedTuner):
     config_cls = HiWiConfig
     prefix: str = "hiwi_layer.hiwi_"
     tuner_layer_cls = HiWiLayer
-    layer_cls = HiWiLayer
 
     # choosing
 

@@ -37,7 +37,6 @@ class HoulsbyModel(AttachedTuner):
     config_cls = HoulsbyConfig
     prefix: str = "houlsby_layer.houlsby_"
     tuner_layer_cls = HoulsbyLayer
-    layer_cls = HoulsbyLayer
 
     def candidates(self, config: AttachedConfig) -> Mapping[str, str | None]:
         """Return every linear layer; one that its owner never calls would never run an adapter either."""

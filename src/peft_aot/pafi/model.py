@@ -49,7 +49,6 @@ class PaFiModel(AttachedTuner):
     cannot_mix = "PaFi changes entries of weights, and a weight is the same for all examples of a batch"
     prefix: str = "pafi_layer.pafi_"
     tuner_layer_cls = PaFiLayer
-    layer_cls = PaFiLayer
 
     # the mask
 
