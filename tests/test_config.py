@@ -42,6 +42,29 @@ from backbones import build
             {"target_modules": ".*", "layers_to_transform": [1]},
             "expected target_modules to be a list with layers_to_transform, got a regex; select the blocks with one",
         ),
+        (
+            {"bottleneck_input": "hiden"},
+            "expected a known bottleneck_input, got 'hiden'; did you mean 'hidden'",
+        ),
+        (
+            {"bottleneck_input": "random", "reparam": "kron"},
+            "expected bottleneck_input='random' only with reparam='fc', got it with reparam='kron'; remove one",
+        ),
+        (
+            {"bottleneck_input": "hidden", "reparam": "constant"},
+            "expected bottleneck_input='hidden' only with reparam='fc', got it with reparam='constant'; remove one",
+        ),
+        (
+            {"bottleneck_input": "hidden", "fuse_on_save": True},
+            "expected an adapter whose rows depend on the token id alone.*got bottleneck_input='hidden'.*leave fuse_on",
+        ),
+        (
+            {"reparam": "constant", "kron_shape": (4, 4)},
+            "expected kron_shape only with reparam='kron', got it with reparam='constant'; remove one",
+        ),
+        ({"alpha": 0}, "expected alpha to be a positive number, got 0; leave it out for the default"),
+        ({"alpha": float("nan")}, "expected alpha to be a positive number, got nan"),
+        ({"alpha": "8"}, "expected alpha to be a positive number, got '8'"),
         ({"layers_pattern": "layer"}, "expected layers_pattern only with layers_to_transform, got it alone; pass both"),
     ],
 )
@@ -67,6 +90,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
         r=7,
         reparam="kron",
         kron_shape=[11, 12],
+        alpha=2.5,
         dropout=0.25,
         normalize_embeddings=False,
         target_modules={"layer.1", "layer.0"},

@@ -42,7 +42,8 @@ def test_an_adapter_without_a_table(tmp_path: Path) -> None:
         "backbone": "not recorded",
         "task": "(SEQ_CLS)",
         "rank": "4",
-        "reparametrization": "FC, P = f(E W1 + b1) W2 + b2",
+        "reparametrization": "FC, P = s f(E W1 + b1) W2 + b2",
+        "scale s": "2",
         "blocks of the backbone": "2",
         "vocabulary": "120",
         "hidden size": "32",
@@ -50,6 +51,11 @@ def test_an_adapter_without_a_table(tmp_path: Path) -> None:
         "head classifier": "2 x 32, 264 B",
         "fused table": "none; `peft-aot fuse DIR` makes one",
     }
+
+
+def test_an_adapter_that_is_no_lookup_is_not_offered_a_table(tmp_path: Path) -> None:
+    found = words(saved(tmp_path, bottleneck_input="hidden"))
+    assert "fused table" not in found and found["reparametrization"].startswith("none, s f(H W1")
 
 
 def test_task_and_scores(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ def config_of(name: str, request: AdapterRequest = REQUEST) -> PeftConfig:
 
 def test_the_methods_are_those_promised() -> None:
     peft = ("lora", "ia3", "prompt", "prefix")
-    assert method_names() == ("aot", "aot-kron", *peft, "bitfit", "houlsby", "pafi", "hiwi", "head", "full")
+    controls = ("aot-constant", "aot-layer0", "aot-random", "aot-hidden")
+    assert method_names() == ("aot", "aot-kron", *peft, "bitfit", "houlsby", "pafi", "hiwi", "head", "full", *controls)
 
 
 @pytest.mark.parametrize("name", [name for name in method_names() if name != "full"])
@@ -66,3 +67,27 @@ def test_refusals() -> None:
     ):
         configure(get_method("prompt"), choice)
     assert config_of("aot", choice).task_type is None
+
+
+def test_controls_each_take_one_part_away() -> None:
+    constant, layer0, random, hidden = (config_of(f"aot-{name}") for name in ("constant", "layer0", "random", "hidden"))
+    assert isinstance(constant, AoTConfig) and constant.reparam == "constant"
+    assert isinstance(layer0, AoTConfig) and layer0.layers_to_transform == [0]
+    assert isinstance(random, AoTConfig) and random.bottleneck_input == "random"
+    assert isinstance(hidden, AoTConfig) and hidden.bottleneck_input == "hidden"
+
+
+def test_overrides_reach_the_configuration_and_unknown_ones_are_refused() -> None:
+    request = AdapterRequest("bert", "classification", (), overrides={"lora_dropout": 0.5})
+    config = config_of("lora", request)
+    assert isinstance(config, LoraConfig) and config.lora_dropout == 0.5
+    with pytest.raises(ValueError, match=r"unknown setting 'lora_dropout' of method 'aot'"):
+        config_of("aot", request)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_says_what_a_comparison_shows_of_it(name: str) -> None:
+    method = get_method(name)
+    assert method.title and method.summary and method.space["learning_rate"]
+    assert method.group in ("ours", "peft", "reference", "control")
+    assert method.mixes in ("any heads", "adapters", "no")

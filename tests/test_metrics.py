@@ -8,8 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peft_aot.metrics import MultiRC, ReCoRD, best_candidates, compute_scores, mean_score, metric_names
+from peft_aot.metrics import (
+    MultiRC,
+    ReCoRD,
+    best_candidates,
+    check_metrics,
+    compute_scores,
+    mean_score,
+    metric_names,
+)
 from peft_aot.rendering import Item
+from peft_aot.task import Task
+from peft_aot.tasks import get_task, task_names
 
 
 def answered(labels: list[float], predictions: list[int], classes: int) -> tuple[list[Item], np.ndarray]:
@@ -125,3 +135,46 @@ def test_unknown_metrics_and_misaligned_rows_are_refused() -> None:
 
 def test_the_score_of_a_task_is_the_mean_of_its_numbers() -> None:
     assert mean_score({"accuracy": 0.5, "f1": 1.0}) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "message"),
+    [
+        (
+            "pearson",
+            2,
+            "expected a metric of classes for a task of kind 'classification', got 'pearson'; choose one of acc",
+        ),
+        (
+            "accuracy",
+            1,
+            "expected a metric of numbers for a task of kind 'regression', got 'accuracy'; choose one of pear",
+        ),
+    ],
+)
+def test_a_metric_of_the_wrong_kind_of_label_is_refused(name: str, columns: int, message: str) -> None:
+    items = [Item((("x", None),), 1), Item((("x", None),), 0)]
+    with pytest.raises(ValueError, match=message):
+        compute_scores((name,), items, np.zeros((2, columns)))
+
+
+@pytest.mark.parametrize("task", [get_task(name) for name in task_names()], ids=task_names())
+def test_the_metrics_of_every_known_task_fit_it(task: Task) -> None:
+    check_metrics(task.metrics, task.kind)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=12))
+def test_counts_of_classes_by_their_published_definitions(pairs: list[tuple[int, int]]) -> None:
+    """Accuracy, F1 and Matthews correlation from the four counts; F1 and correlation are 0 where they are undefined."""
+    both = sum(p and r for p, r in pairs)
+    neither = sum(not p and not r for p, r in pairs)
+    wrong = sum(p and not r for p, r in pairs)
+    missed = sum(r and not p for p, r in pairs)
+    items, logits = answered([p for p, _ in pairs], [r for _, r in pairs], 2)
+    scores = compute_scores(("accuracy", "f1", "matthews_correlation"), items, logits)
+    assert scores["accuracy"] == pytest.approx((both + neither) / len(pairs))
+    assert scores["f1"] == pytest.approx(2 * both / (2 * both + wrong + missed) if both else 0.0)
+    norm = ((both + wrong) * (both + missed) * (neither + wrong) * (neither + missed)) ** 0.5
+    expected = (both * neither - wrong * missed) / norm if norm else 0.0
+    assert scores["matthews_correlation"] == pytest.approx(expected)

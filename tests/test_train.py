@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import threading
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 from peft_aot import train as training
 from peft_aot.evaluate import EvaluateOptions, evaluate
 from peft_aot.loading import load_trained
-from peft_aot.methods import method_names
+from peft_aot.loop import Diverged
+from peft_aot.methods import get_method, method_names
 from peft_aot.predict import predict
 from peft_aot.progress import Progress, TrainingInterrupted
 from peft_aot.task import LocalFiles
@@ -26,7 +28,7 @@ from peft_aot.task_card import load_card
 from peft_aot.train import TrainOptions, train
 from tiny_text import ANIMALS, COLOURS, colour_rows, write_backbone, write_csv, write_jsonl
 
-MULTIPLE_CHOICE = ("aot", "aot-kron", "lora", "ia3", "bitfit", "houlsby", "pafi", "hiwi", "head", "full")
+MULTIPLE_CHOICE = tuple(name for name in method_names() if not get_method(name).virtual_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -328,4 +330,50 @@ def test_an_unknown_model_is_refused_before_anything_changes(options: TrainOptio
         FileNotFoundError, match="expected a tokenizer in 'nobody/nothing', got: .*; pass the local path"
     ):
         train(dataclasses.replace(options, model="nobody/nothing"))
+    assert not options.output.exists()
+
+
+def test_settings_of_the_method_reach_its_configuration(options: TrainOptions) -> None:
+    train(dataclasses.replace(options, method="aot", overrides={"dropout": 0.25, "activation": "relu"}, epochs=1))
+    config = json.loads((options.output / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["dropout"], config["activation"], config["r"]) == (0.25, "relu", 4)
+
+
+def test_weight_decay_shrinks_what_is_trained(options: TrainOptions) -> None:
+    norms = []
+    for decay in (0.0, 5.0):
+        output = options.output / str(decay)
+        train(dataclasses.replace(options, output=output, method="aot", weight_decay=decay, learning_rate=1e-2))
+        factors = load_file(output / "adapter_model.safetensors")
+        norms.append(sum(value.square().sum() for name, value in factors.items() if name.endswith("w1")))
+    assert norms[1] < 0.9 * norms[0]
+
+
+def test_patience_ends_a_run_that_no_longer_improves(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, 0.6, 0.6, 0.55, 0.9])
+    monkeypatch.setattr(training, "compute_scores", lambda *_: {"accuracy": next(scores)})
+    result = train(dataclasses.replace(options, epochs=5, patience=2))
+    assert (result.score, result.steps, result.card.epochs) == (0.6, 24, 4.0)
+
+
+def test_a_run_that_diverges_says_so(options: TrainOptions) -> None:
+    with pytest.raises(
+        Diverged, match=r"expected finite lo\w+, got (nan|inf|-inf) at step \d+ of 12; .* \(now 1e\+30\)"
+    ):
+        train(dataclasses.replace(options, learning_rate=1e30))
+    assert not (options.output / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patience": 0}, "expected patience above 0, got 0"),
+        ({"weight_decay": -0.1}, r"expected weight_decay of at least 0, got -0\.1; 0 switches it off"),
+        ({"overrides": {"lora_alfa": 3}}, r"unknown setting 'lora_alfa' of method 'lora'; did you mean 'lora_alpha'\?"),
+        ({"method": "full", "overrides": {"r": 3}}, "expected no settings of an adapter with 'full', got r"),
+    ],
+)
+def test_impossible_settings_are_refused(options: TrainOptions, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(options, **changes))  # type: ignore[arg-type]
     assert not options.output.exists()

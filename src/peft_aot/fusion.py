@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from peft_aot.aot.config import AoTConfig
-from peft_aot.aot.reparam import RowsModule, make_rows
+from peft_aot.aot.config import CANNOT_FUSE_HIDDEN, AoTConfig
+from peft_aot.aot.reparam import make_rows
 from peft_aot.backbone import Block, embed, find_blocks, input_embedding, vocabulary_size
 from peft_aot.card import CARD_FILE
 from peft_aot.staging import finish
@@ -49,11 +49,13 @@ def fuse(
 
     Raises:
         FileNotFoundError: No adapter there.
-        ValueError: Not an AoT adapter, another backbone, or token ids outside the vocabulary.
+        ValueError: Not an AoT adapter, one that is no lookup, another backbone, or token ids outside the vocabulary.
     """
     adapter_dir = Path(adapter_dir)
     finish(adapter_dir, CONFIG_FILE)
     config, factors = read_adapter(adapter_dir)
+    if config.bottleneck_input == "hidden":
+        raise ValueError(f"{CANNOT_FUSE_HIDDEN}, in {adapter_dir}; use the adapter unfused")
     header = TableHeader(
         layers=tuple(dict.fromkeys(name for name, _ in factors)),
         base_model=config.base_model_name_or_path or "",
@@ -167,7 +169,7 @@ def row_functions(
     return functions
 
 
-def _row_function(module: RowsModule, embedding: nn.Embedding) -> RowFunction:
+def _row_function(module: nn.Module, embedding: nn.Embedding) -> RowFunction:
     def rows(token_ids: Tensor) -> Tensor:
         computed: Tensor = module(token_ids, embed(embedding, token_ids))
         return computed

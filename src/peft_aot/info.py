@@ -110,7 +110,7 @@ def describe(path: str | Path) -> AdapterInfo | TableInfo:
     own, heads = _weights(path, config)
     method = _text(config.peft_type) or "unknown"
     tuner = stored_tuners().get(method)
-    fusable = isinstance(config, AoTConfig)
+    fusable = isinstance(config, AoTConfig) and config.bottleneck_input != "hidden"
     return AdapterInfo(
         path=path,
         method=method,

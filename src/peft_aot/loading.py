@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from peft_aot.staging import finish
+from peft_aot.suggestions import did_you_mean
 from peft_aot.task import Kind
 from peft_aot.task_card import TaskCard, load_card
 
@@ -80,6 +81,14 @@ def _reason(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def _nearby(model: str) -> str:
+    """Ask whether a model folder beside the missing one was meant; nothing if none has a similar name."""
+    path = Path(model)
+    names = [p.name for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
+    question = did_you_mean(path.name, names) if names and not path.exists() else ""
+    return f"{question} Or " if question.startswith("did you mean") else ""
+
+
 def _missing_modules(model: torch.nn.Module, missing: set[str]) -> tuple[str, ...]:
     """Name the largest modules all of whose parameters the checkpoint lacks."""
     present = {name for name, _ in model.named_parameters()} - missing
@@ -105,7 +114,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"expected a tokenizer in {model!r}, got: {_reason(error)}; "
-            "pass the local path of a folder that holds the model and its tokenizer"
+            f"{_nearby(model)}pass the local path of a folder that holds the model and its tokenizer"
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -144,7 +153,7 @@ def load_backbone(model: str, kind: Kind, labels: tuple[str, ...]) -> Backbone:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"expected a hub id that can be reached or a local model folder, got {model!r} ({_reason(error)}); "
-            "pass the local path of a folder with config.json and model.safetensors"
+            f"{_nearby(model)}pass the local path of a folder with config.json and model.safetensors"
         ) from error
     if loaded.config.pad_token_id is None:
         loaded.config.pad_token_id = tokenizer.pad_token_id

@@ -5,6 +5,7 @@ Knows nothing of tasks and methods: it is given features, a function that scores
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -14,11 +15,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_model
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from peft_aot.features import Collate, Feature, Features
@@ -26,8 +35,20 @@ from peft_aot.inference import Logits, compute_logits
 from peft_aot.progress import Progress, ProgressCallback
 from peft_aot.sampling import LengthGroupedOrder
 
+
+class Diverged(ValueError):
+    """The loss or the logits are no longer finite: nothing can be learned any more."""
+
+
 ScoreFunction = Callable[[Logits], dict[str, float]]
 SCORE = "score"
+
+
+def _diverged(what: str, value: float, args: TrainingArguments, state: TrainerState) -> Diverged:
+    return Diverged(
+        f"expected finite {what}, got {value} at step {state.global_step} of {state.max_steps}; the training has "
+        f"diverged, lower the learning rate (now {args.learning_rate:g})"
+    )
 
 
 class StopRequest:
@@ -123,8 +144,14 @@ class ProgressReporter(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Remember the loss for the next report."""
+        """Remember the loss for the next report.
+
+        Raises:
+            Diverged: It is not finite.
+        """
         self.loss = kwargs["logs"].get("loss", self.loss)
+        if self.loss is not None and not math.isfinite(self.loss):
+            raise _diverged("loss", self.loss, args, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report, and if asked to stop: save, unless the epoch is over and will be evaluated and saved anyway."""
@@ -167,14 +194,16 @@ class TaskTrainer(Trainer):
         score: ScoreFunction,
         precision: str,
         reporter: ProgressReporter,
+        patience: int | None = None,
     ) -> None:
+        stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
         super().__init__(
             model=model,
             args=args,
             train_dataset=train,
             eval_dataset=validation,
             data_collator=collate,
-            callbacks=[reporter],
+            callbacks=[reporter, *stopping],
         )
         self.remove_callback(PrinterCallback)
         self.trained_model = model
@@ -204,6 +233,8 @@ class TaskTrainer(Trainer):
             self.args.device,
             self.precision,
         )
+        if not np.isfinite(logits).all():
+            raise _diverged("logits", float(logits[~np.isfinite(logits)][0]), self.args, self.state)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score_function(logits).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -1,13 +1,15 @@
-"""The methods that train can use, by name: what each adds to the backbone, as one small entry per method.
+"""The methods that train and compare can use, by name: what each adds to the backbone, as one small entry per method.
 
-Knows nothing of data and training loops.
+An entry says how to write the PEFT configuration, which settings a search tries, and what a reader should know. Knows
+nothing of data and training loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig, TaskType
 from peft.utils.constants import DUMMY_TARGET_MODULES, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -31,6 +33,7 @@ class AdapterRequest:
         new_modules: Modules that the checkpoint lacks (the head, sometimes a pooler): trained and saved.
         rank: Rank, for the methods that have one; None takes the method's default.
         virtual_tokens: Length of the prompt or prefix, for the methods that have one.
+        overrides: Other fields of the method's PEFT configuration, such as `{"dropout": 0.0}`.
     """
 
     model_type: str
@@ -38,6 +41,7 @@ class AdapterRequest:
     new_modules: tuple[str, ...]
     rank: int | None = None
     virtual_tokens: int = 20
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -52,23 +56,38 @@ class AdapterRequest:
         }
 
 
+Space = Mapping[str, tuple[Any, ...]]
+"""A search space: name of a setting -> the values to try; the search order stands in `peft_aot.compare.space`."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to adapt a backbone to a task.
 
     Attributes:
         name: What `--method` takes.
+        title: What tables and pictures call it.
         summary: One line for people.
         learning_rate: Peak learning rate if the user gives none.
+        space: What a search tries: four learning rates, and two values of what matters next. A setting is an option of
+            `TrainOptions` (learning_rate, weight_decay, rank, virtual_tokens) or a field of the PEFT configuration.
         configure: Writes the PEFT configuration; None trains the whole model without PEFT.
+        group: Whose method it is: "ours", "peft", "reference" (the two ends: head only and everything) or "control".
+        mixes: What one batch may mix: tasks with "any heads", "adapters" that share one head, or "no" two tasks.
         virtual_tokens: Whether the method prepends virtual tokens, which need room in the input.
+        notes: What a reader of a comparison should know.
     """
 
     name: str
+    title: str
     summary: str
     learning_rate: float
+    space: Space
     configure: Callable[[AdapterRequest], PeftConfig] | None
+    group: Literal["ours", "peft", "reference", "control"]
+    mixes: Literal["any heads", "adapters", "no"] = "any heads"
     virtual_tokens: bool = False
+    notes: str = ""
 
 
 def _aot_fc(request: AdapterRequest) -> PeftConfig:
@@ -77,6 +96,22 @@ def _aot_fc(request: AdapterRequest) -> PeftConfig:
 
 def _aot_kron(request: AdapterRequest) -> PeftConfig:
     return AoTConfig(r=request.rank or 16, reparam="kron", **request.shared)
+
+
+def _aot_constant(request: AdapterRequest) -> PeftConfig:
+    return AoTConfig(reparam="constant", **request.shared)
+
+
+def _aot_layer0(request: AdapterRequest) -> PeftConfig:
+    return AoTConfig(r=request.rank or 64, layers_to_transform=[0], **request.shared)
+
+
+def _aot_random(request: AdapterRequest) -> PeftConfig:
+    return AoTConfig(r=request.rank or 64, bottleneck_input="random", **request.shared)
+
+
+def _aot_hidden(request: AdapterRequest) -> PeftConfig:
+    return AoTConfig(r=request.rank or 64, bottleneck_input="hidden", **request.shared)
 
 
 def _lora(request: AdapterRequest) -> PeftConfig:
@@ -119,19 +154,170 @@ def _head(request: AdapterRequest) -> PeftConfig:
     return LoraConfig(target_modules=DUMMY_TARGET_MODULES, bias="none", **request.shared)
 
 
+DECAY = (0.0, 0.01)
+AOT_RATES = (3e-3, 5e-3, 1e-2, 2e-2)
+AOT_SPACE: Space = {"learning_rate": AOT_RATES, "rank": (64, 256)}
+
 _METHODS = (
-    Method("aot", "AoT P-Tuning, FC reparametrization: a looked-up row before every block", 5e-4, _aot_fc),
-    Method("aot-kron", "AoT P-Tuning, Kronecker reparametrization", 1e-3, _aot_kron),
-    Method("lora", "LoRA on the attention's query and value", 1e-3, _lora),
-    Method("ia3", "IA3: rescaled keys, values and inner activations", 5e-3, _ia3),
-    Method("prompt", "prompt tuning (P-Tuning v1): trained vectors before the text", 1e-2, _prompt, True),
-    Method("prefix", "prefix tuning (P-Tuning v2): trained keys and values in every block", 1e-2, _prefix, True),
-    Method("bitfit", "BitFit: every bias of the backbone", 2e-3, _bitfit),
-    Method("houlsby", "Houlsby adapters: a bottleneck after attention and feed-forward", 1e-3, _houlsby),
-    Method("pafi", "PaFi: the 0.5 % of the weights that are smallest in the backbone", 5e-3, _pafi),
-    Method("hiwi", "HiWi: an adapter on the feed-forward biases, gone once they are saved", 3e-3, _hiwi),
-    Method("head", "the head alone, on the frozen backbone", 5e-3, _head),
-    Method("full", "full fine-tuning: every parameter", 5e-5, None),
+    Method(
+        "aot",
+        "AoT-FC",
+        "AoT P-Tuning, FC reparametrization: a looked-up row before every block",
+        5e-4,
+        AOT_SPACE,
+        _aot_fc,
+        "ours",
+        notes="the rank costs nothing once fused",
+    ),
+    Method(
+        "aot-kron",
+        "AoT-Kronecker",
+        "AoT P-Tuning, Kronecker reparametrization",
+        1e-3,
+        {"learning_rate": AOT_RATES, "rank": (10, 20)},
+        _aot_kron,
+        "ours",
+        notes="the rank costs nothing once fused",
+    ),
+    Method(
+        "lora",
+        "LoRA",
+        "LoRA on the attention's query and value",
+        1e-3,
+        {"learning_rate": (1e-3, 3e-3, 6e-3, 1e-2), "rank": (8, 16)},
+        _lora,
+        "peft",
+        "adapters",
+    ),
+    Method(
+        "ia3",
+        "IA3",
+        "IA3: rescaled keys, values and inner activations",
+        5e-3,
+        {"learning_rate": (5e-3, 1e-2, 3e-2, 1e-1), "weight_decay": DECAY},
+        _ia3,
+        "peft",
+        "no",
+    ),
+    Method(
+        "prompt",
+        "prompt tuning",
+        "prompt tuning (P-Tuning v1): trained vectors before the text",
+        1e-2,
+        {"learning_rate": (1e-2, 3e-2, 1e-1, 3e-1), "virtual_tokens": (10, 20)},
+        _prompt,
+        "peft",
+        "no",
+        True,
+    ),
+    Method(
+        "prefix",
+        "prefix tuning",
+        "prefix tuning (P-Tuning v2): trained keys and values in every block",
+        1e-2,
+        {"learning_rate": (1e-2, 3e-2, 5e-2, 1e-1), "virtual_tokens": (10, 20)},
+        _prefix,
+        "peft",
+        "no",
+        True,
+    ),
+    Method(
+        "bitfit",
+        "BitFit",
+        "BitFit: every bias of the backbone",
+        2e-3,
+        {"learning_rate": (3e-3, 1e-2, 2e-2, 4e-2), "weight_decay": DECAY},
+        _bitfit,
+        "ours",
+    ),
+    Method(
+        "houlsby",
+        "Houlsby adapters",
+        "Houlsby adapters: a bottleneck after attention and feed-forward",
+        1e-3,
+        {"learning_rate": (1e-3, 3e-3, 6e-3, 1e-2), "rank": (16, 64)},
+        _houlsby,
+        "ours",
+    ),
+    Method(
+        "pafi",
+        "PaFi",
+        "PaFi: the 0.5 % of the weights that are smallest in the backbone",
+        5e-3,
+        {"learning_rate": (3e-3, 1e-2, 2e-2, 4e-2), "weight_decay": DECAY},
+        _pafi,
+        "ours",
+        "no",
+    ),
+    Method(
+        "hiwi",
+        "HiWi",
+        "HiWi: an adapter on the feed-forward biases, gone once they are saved",
+        3e-3,
+        {"learning_rate": (1e-3, 3e-3, 6e-3, 1e-2), "rank": (4, 16)},
+        _hiwi,
+        "ours",
+    ),
+    Method(
+        "head",
+        "head only",
+        "the head alone, on the frozen backbone",
+        5e-3,
+        {"learning_rate": (5e-3, 2e-2, 5e-2, 1e-1), "weight_decay": DECAY},
+        _head,
+        "reference",
+        "no",
+    ),
+    Method(
+        "full",
+        "full fine-tuning",
+        "full fine-tuning: every parameter",
+        5e-5,
+        {"learning_rate": (5e-5, 1e-4, 2e-4, 5e-4), "weight_decay": DECAY},
+        None,
+        "reference",
+        "no",
+    ),
+    Method(
+        "aot-constant",
+        "AoT, constant",
+        "control: AoT with one trained bias per block, whatever the token",
+        5e-3,
+        {"learning_rate": AOT_RATES, "weight_decay": DECAY},
+        _aot_constant,
+        "control",
+        notes="is it that the bias depends on the token?",
+    ),
+    Method(
+        "aot-layer0",
+        "AoT, first block only",
+        "control: AoT-FC before the first block only",
+        5e-3,
+        AOT_SPACE,
+        _aot_layer0,
+        "control",
+        notes="is it that every block gets a table?",
+    ),
+    Method(
+        "aot-random",
+        "AoT, random embeddings",
+        "control: AoT-FC with a frozen random table in place of the backbone's embeddings",
+        5e-3,
+        AOT_SPACE,
+        _aot_random,
+        "control",
+        notes="is it what the pretrained embeddings know?",
+    ),
+    Method(
+        "aot-hidden",
+        "AoT, fed by hidden states",
+        "control: AoT-FC's bottleneck fed by the hidden state, no lookup",
+        5e-3,
+        AOT_SPACE,
+        _aot_hidden,
+        "control",
+        notes="what does giving up the context cost? It cannot be fused",
+    ),
 )
 _BY_NAME = {method.name: method for method in _METHODS}
 
@@ -156,7 +342,7 @@ def configure(method: Method, request: AdapterRequest) -> PeftConfig | None:
     """Write the PEFT configuration of a method for one backbone and one kind of task; None for full fine-tuning.
 
     Raises:
-        ValueError: The method cannot do it; the message says what to choose instead.
+        ValueError: The method cannot do it, or has no such setting; the message says what to choose instead.
     """
     if request.rank is not None and request.rank < 1:
         raise ValueError(f"expected a rank of at least 1, got {request.rank}; pass a positive number")
@@ -167,4 +353,19 @@ def configure(method: Method, request: AdapterRequest) -> PeftConfig | None:
             f"expected a method that PEFT supports for multiple choice, got {method.name!r}; "
             "choose another, such as aot, lora, bitfit or full"
         )
-    return None if method.configure is None else method.configure(request)
+    if method.configure is None:
+        if request.overrides:
+            raise ValueError(
+                f"expected no settings of an adapter with {method.name!r}, got {', '.join(request.overrides)}; "
+                "leave them out"
+            )
+        return None
+    return _override(method, method.configure(request), request.overrides)
+
+
+def _override(method: Method, config: PeftConfig, overrides: Mapping[str, Any]) -> PeftConfig:
+    known = [entry.name for entry in dataclasses.fields(config) if entry.init]
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r} of method {method.name!r}; {did_you_mean(name, known)}")
+    return dataclasses.replace(config, **overrides) if overrides else config

@@ -21,6 +21,7 @@ from sklearn import metrics as sk
 
 from peft_aot.rendering import Item
 from peft_aot.suggestions import did_you_mean
+from peft_aot.task import Kind
 
 _ID = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
 _NUMBER = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
@@ -186,15 +187,15 @@ def compute_scores(
         Name of the number -> value.
 
     Raises:
-        ValueError: A metric is unknown, or the numbers of items and logits differ.
+        ValueError: A metric is unknown or of the wrong kind of label, or the numbers of items and logits differ.
     """
     if len(items) != len(logits):
         raise ValueError(f"expected one row of logits per item ({len(items)}), got {len(logits)}; pass the same items")
     scores: dict[str, float] = {}
     labels = [item.label for item in items]
+    regression = logits.ndim == 2 and logits.shape[1] == 1
+    check_metrics(names, "regression" if regression else "classification")
     for name in names:
-        if name not in _BY_NAME:
-            raise ValueError(f"unknown metric {name!r}; {did_you_mean(name, _BY_NAME)}")
         predictions: list[Any]
         references: list[Any] = labels
         if name in ("pearson", "spearman"):
@@ -212,6 +213,28 @@ def compute_scores(
             ]
         scores.update(_BY_NAME[name](keep_in_memory=True).compute(predictions=predictions, references=references))
     return scores
+
+
+KINDS = {"pearson": "regression", "spearman": "regression"}
+"""Metrics of numbers; all others score class ids, which classification and multiple choice both have."""
+
+
+def check_metrics(names: Sequence[str], kind: Kind) -> None:
+    """Refuse metrics that do not fit what a task's head answers.
+
+    Raises:
+        ValueError: A metric is unknown, or is of numbers where the labels are classes, or the other way round.
+    """
+    for name in names:
+        if name not in _BY_NAME:
+            raise ValueError(f"unknown metric {name!r}; {did_you_mean(name, _BY_NAME)}")
+        if (KINDS.get(name) == "regression") != (kind == "regression"):
+            fitting = [other for other in _BY_NAME if (KINDS.get(other) == "regression") == (kind == "regression")]
+            labels = "numbers" if kind == "regression" else "classes"
+            raise ValueError(
+                f"expected a metric of {labels} for a task of kind {kind!r}, got {name!r}; choose one of "
+                f"{', '.join(fitting)}"
+            )
 
 
 def mean_score(scores: dict[str, float]) -> float:

@@ -25,13 +25,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def unit_rows(embeddings: Tensor, eps: float = 1e-12) -> Tensor:
-    """Scale every row of (U, E) to unit root mean square; a zero row stays zero.
+    """Scale every row of (U, E) to unit length; a zero row stays zero.
 
-    Embeddings of pretrained models are small (standard deviation near 0.04), which keeps the nonlinearity of
-    `fc_rows` in its linear part. The paper does not say; this scaling is our choice (docs/method.md).
+    Embeddings of pretrained models differ in length from model to model and token to token; W1 sees their direction.
+    The paper does not say; this scaling is our choice (docs/method.md).
     """
     x = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))  # squares of float16 underflow
-    return (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)).to(embeddings.dtype)
+    return (x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + eps)).to(embeddings.dtype)
 
 
 def fc_rows(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -38,6 +39,9 @@ class TrainOptions:
         max_length: Longest input in tokens; None takes the task's default.
         rank: Rank of AoT and LoRA; None takes the method's default.
         virtual_tokens: Length of the prompt of `prompt` and of the prefix of `prefix`.
+        overrides: Other fields of the method's PEFT configuration, such as `{"dropout": 0.0}`.
+        weight_decay: Decoupled weight decay of what is trained.
+        patience: Stop after this many epochs without a better validation score; None trains all epochs.
         seed: Seed of head, adapter, order of examples and dropout.
         precision: "bf16" trains under bf16 autocast, "fp32" without; "auto" takes bf16 where the hardware computes it.
         limit_train: Use only this many training examples (an even sample of the set).
@@ -59,6 +63,9 @@ class TrainOptions:
     max_length: int | None = None
     rank: int | None = None
     virtual_tokens: int = 20
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    patience: int | None = None
     seed: int = 0
     precision: Precision = "auto"
     limit_train: int | None = None
@@ -94,10 +101,12 @@ def _record(options: TrainOptions) -> dict[str, Any]:
 
 
 def _check_numbers(options: TrainOptions) -> None:
-    for name in ("epochs", "max_steps", "batch_size", "learning_rate", "max_length"):
+    for name in ("epochs", "max_steps", "batch_size", "learning_rate", "max_length", "patience"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise ValueError(f"expected {name} above 0, got {value}; pass a positive number")
+    if options.weight_decay < 0:
+        raise ValueError(f"expected weight_decay of at least 0, got {options.weight_decay}; 0 switches it off")
     if options.fuse and not options.method.startswith("aot"):
         raise ValueError(f"expected an AoT method to fuse, got {options.method!r}; drop fuse or choose aot")
 
@@ -131,7 +140,12 @@ def prepare(options: TrainOptions) -> Prepared:
     transformers.set_seed(options.seed)
     backbone = load_backbone(options.model, task.kind, task.labels)
     request = AdapterRequest(
-        str(backbone.model.config.model_type), task.kind, backbone.new_modules, options.rank, options.virtual_tokens
+        str(backbone.model.config.model_type),
+        task.kind,
+        backbone.new_modules,
+        options.rank,
+        options.virtual_tokens,
+        options.overrides,
     )
     config = configure(method, request)
     virtual_tokens = options.virtual_tokens if method.virtual_tokens else 0

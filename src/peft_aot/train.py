@@ -6,6 +6,7 @@ Knows nothing of terminals and of the methods' insides. The loop is `transformer
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from peft_aot.features import collator, encode
 from peft_aot.fusion import fuse
 from peft_aot.inference import Logits
 from peft_aot.loading import ADAPTER_CONFIG, pick_device
-from peft_aot.loop import SCORE, ProgressReporter, TaskTrainer, load_weights, stop_on_interrupt
+from peft_aot.loop import SCORE, ProgressReporter, StopRequest, TaskTrainer, load_weights, stop_on_interrupt
 from peft_aot.metrics import compute_scores, mean_score
 from peft_aot.preparation import Prepared, TrainOptions, prepare
 from peft_aot.progress import ProgressCallback, TrainingInterrupted
@@ -61,6 +62,7 @@ def _arguments(options: TrainOptions, prepared: Prepared, total_steps: int) -> T
         max_steps=options.max_steps or -1,
         per_device_train_batch_size=options.batch_size,
         learning_rate=prepared.card.learning_rate,
+        weight_decay=options.weight_decay,
         warmup_steps=max(1, int(WARMUP * total_steps)),
         lr_scheduler_type="linear",
         seed=options.seed,
@@ -72,6 +74,7 @@ def _arguments(options: TrainOptions, prepared: Prepared, total_steps: int) -> T
         metric_for_best_model=SCORE,
         greater_is_better=True,
         logging_steps=max(1, min(10, total_steps // 10)),
+        logging_nan_inf_filter=False,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
         report_to="none",
@@ -92,19 +95,23 @@ def _save(
             fuse(folder, card.base_model, progress=False)
 
 
-def train(options: TrainOptions, on_progress: ProgressCallback | None = None) -> TrainResult:
+def train(
+    options: TrainOptions, on_progress: ProgressCallback | None = None, stop: StopRequest | None = None
+) -> TrainResult:
     """Train, keep the checkpoint with the best validation score, and save it in `options.output`.
 
     Args:
         options: What to train.
         on_progress: Called after every step and every evaluation. A KeyboardInterrupt raised in it, like Ctrl-C,
             stops the run after the step it is in.
+        stop: A request to stop that the caller watches over; without one, Ctrl-C is taken as such.
 
     Returns:
         What was trained, and how well.
 
     Raises:
         TrainingInterrupted: The run was stopped; its last state is saved and `resume=True` goes on from it.
+        Diverged: The loss or the logits are no longer finite; the checkpoints so far are left.
         ValueError, FileNotFoundError, FileExistsError, ConnectionError: Bad input; nothing was changed.
     """
     prepared = prepare(options)
@@ -125,7 +132,7 @@ def train(options: TrainOptions, on_progress: ProgressCallback | None = None) ->
     total_steps = options.max_steps or int(-(-steps_per_epoch * options.epochs // 1))
     if prepared.checkpoint is None:
         prepared.run.begin(prepared.record)
-    with stop_on_interrupt() as stop:
+    with stop_on_interrupt() if stop is None else nullcontext(stop) as stop:
         reporter = ProgressReporter(stop, steps_per_epoch, on_progress)
         trainer = TaskTrainer(
             model,
@@ -136,6 +143,7 @@ def train(options: TrainOptions, on_progress: ProgressCallback | None = None) ->
             score,
             card.precision,
             reporter,
+            options.patience,
         )
         trainer.train(resume_from_checkpoint=None if prepared.checkpoint is None else str(prepared.checkpoint))
     state = trainer.state

@@ -24,7 +24,7 @@ def combined_config(
     """
     check_combination(list(configs), adapters, weights, adapter_name, combination_type)
     parts = [configs[name] for name in adapters]
-    for field in ("reparam", "activation", "normalize_embeddings", "kron_shape"):
+    for field in ("reparam", "bottleneck_input", "activation", "normalize_embeddings", "kron_shape"):
         values = {getattr(part, field) for part in parts}
         if len(values) > 1:
             raise ValueError(
@@ -35,6 +35,7 @@ def combined_config(
         raise ValueError("expected adapters on the same blocks, got different target_modules; retrain one of them")
     config = copy.deepcopy(parts[0])
     config.r = sum(part.r for part in parts)
+    config.alpha = float(config.r)  # the parts' own scales go into the factors
     return config
 
 

@@ -13,6 +13,14 @@ from peft_aot.ops import ACTIVATIONS
 from peft_aot.suggestions import did_you_mean
 from peft_aot.tables.format import ROW_DTYPES
 
+DEFAULT_ALPHA = {"fc": 8.0, "kron": 4.0, "constant": 1.0}
+"""What won in the ablations (docs/ablations.md)."""
+
+CANNOT_FUSE_HIDDEN = (
+    "expected an adapter whose rows depend on the token id alone, so that a table can hold them, got "
+    "bottleneck_input='hidden', which depends on the hidden state"
+)
+
 
 @dataclass
 class AoTConfig(PeftConfig):
@@ -26,9 +34,26 @@ class AoTConfig(PeftConfig):
     """
 
     r: int = field(default=64, metadata={"help": "Rank of the reparametrization; it costs nothing once fused."})
-    reparam: Literal["fc", "kron"] = field(
+    reparam: Literal["fc", "kron", "constant"] = field(
         default="fc",
-        metadata={"help": "How tables are parametrized in training: 'fc' (equation 3) or 'kron' (equation 2)."},
+        metadata={
+            "help": "How tables are parametrized in training: 'fc' (equation 3), 'kron' (equation 2) or, as a control, "
+            "'constant': one bias per block, whatever the token, for which r, activation and dropout mean nothing."
+        },
+    )
+    bottleneck_input: Literal["embeddings", "random", "hidden"] = field(
+        default="embeddings",
+        metadata={
+            "help": "What 'fc' is fed: the backbone's 'embeddings' or, as controls, frozen 'random' vectors by token "
+            "id, or the 'hidden' state itself, which is no lookup and so cannot be fused."
+        },
+    )
+    alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Rows, but for b2, are scaled by alpha / r, so that one learning rate suits every rank; by "
+            "default 8 for 'fc', 4 for 'kron'."
+        },
     )
     kron_shape: tuple[int, int] | None = field(
         default=None,
@@ -36,10 +61,10 @@ class AoTConfig(PeftConfig):
     )
     activation: str = field(default="gelu", metadata={"help": f"Nonlinearity of 'fc', one of {sorted(ACTIVATIONS)}."})
     dropout: float = field(
-        default=0.1, metadata={"help": "In training: on the embeddings before W1 ('fc') or on the row ('kron')."}
+        default=0.0, metadata={"help": "In training: on the embeddings before W1 ('fc') or on the row ('kron')."}
     )
     normalize_embeddings: bool = field(
-        default=True, metadata={"help": "Scale each embedding to unit root mean square before W1 ('fc')."}
+        default=True, metadata={"help": "Scale each embedding to unit length before W1 ('fc')."}
     )
     target_modules: list[str] | str | None = field(
         default=None,
@@ -82,11 +107,16 @@ class AoTConfig(PeftConfig):
     def _check(self) -> None:
         if type(self.r) is not int or self.r <= 0:
             raise ValueError(f"expected r to be a positive integer, got {self.r!r}; 64 is a good start")
-        _check_choice("reparam", self.reparam, ["fc", "kron"])
+        _check_choice("reparam", self.reparam, ["constant", "fc", "kron"])
+        self._check_bottleneck_input()
         _check_choice("activation", self.activation, sorted(ACTIVATIONS))
         _check_choice("table_dtype", self.table_dtype, sorted(ROW_DTYPES))
         if not isinstance(self.dropout, (int, float)) or not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"expected dropout in [0, 1), got {self.dropout!r}; 0 switches it off")
+        if self.alpha is not None and not (isinstance(self.alpha, (int, float)) and 0.0 < self.alpha < float("inf")):
+            raise ValueError(
+                f"expected alpha to be a positive number, got {self.alpha!r}; leave it out for the default"
+            )
         if self.kron_shape is not None:
             if self.reparam != "kron":
                 raise ValueError(
@@ -101,6 +131,21 @@ class AoTConfig(PeftConfig):
             )
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise ValueError("expected layers_pattern only with layers_to_transform, got it alone; pass both")
+
+    def _check_bottleneck_input(self) -> None:
+        _check_choice("bottleneck_input", self.bottleneck_input, ["embeddings", "hidden", "random"])
+        if self.bottleneck_input != "embeddings" and self.reparam != "fc":
+            raise ValueError(
+                f"expected bottleneck_input={self.bottleneck_input!r} only with reparam='fc', got it with "
+                f"reparam={self.reparam!r}; remove one"
+            )
+        if self.bottleneck_input == "hidden" and self.fuse_on_save:
+            raise ValueError(f"{CANNOT_FUSE_HIDDEN}; leave fuse_on_save out")
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / r of the rows."""
+        return (DEFAULT_ALPHA[self.reparam] if self.alpha is None else self.alpha) / self.r
 
     def check_kron_shape(self) -> None:
         """Refuse a `kron_shape` whose product does not cover the vocabulary, as soon as that is known."""

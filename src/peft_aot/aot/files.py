@@ -47,6 +47,8 @@ def find_table(source: Source, backbone: nn.Module, adapter_name: str, config: A
     """
     if not config.inference_mode:
         return None  # about to be trained: rows would be stale at once
+    if config.bottleneck_input == "hidden":
+        return None  # no lookup: whatever table lies there is another adapter's
     path, weights = source.file(TABLE_FILE), source.file(SAFETENSORS_WEIGHTS_NAME)
     if path is None or weights is None:
         return None

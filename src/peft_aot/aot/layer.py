@@ -3,7 +3,8 @@
 `H'_l = H_l + P_l[x]` (AoT P-Tuning, arXiv 2305.10835, equation 1): the row of table `P_l` that belongs to each
 position's token id is added to the hidden states before the block sees them. The addition stands outside the block, and
 so outside the region that gradient checkpointing computes again. This file does not know where ids come from
-(`token_ids`), how rows are computed (`reparam`) or where tables are stored (`tables`).
+(`token_ids`), how rows are computed (`reparam`) or where tables are stored (`tables`). One control adds no row but a
+function of the hidden state (`hidden`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peft_aot.routing import tasks_of
 from peft_aot.tuner import TaskLayer
 
 from .config import AoTConfig
+from .hidden import add_bottlenecks
 from .lookup import Lookup
-from .reparam import FCRows, KroneckerRows, RowsModule, make_rows
+from .reparam import HiddenBottleneck, RowsModule, make_rows
 
 
 class AoTLayer(TaskLayer):
@@ -63,7 +66,7 @@ class AoTLayer(TaskLayer):
     def rows_of(self, adapter_name: str) -> RowsModule:
         """Return the module that computes an adapter's rows for this block."""
         module = self.aot_rows[adapter_name]
-        if not isinstance(module, (FCRows, KroneckerRows)):
+        if not isinstance(module, RowsModule):
             raise TypeError(f"expected rows of adapter '{adapter_name}', got {type(module).__name__}")
         return module
 
@@ -79,7 +82,17 @@ class AoTLayer(TaskLayer):
         return self.base_layer(*args, **kwargs)
 
     def _add(self, hidden: Tensor, active: list[str]) -> Tensor:
-        return self.lookup.add(self.block_name, hidden, dict(self.aot_rows.items()), active)
+        modules = dict(self.aot_rows.items())
+        bottlenecks = {name: module for name, module in modules.items() if isinstance(module, HiddenBottleneck)}
+        rows = {name: module for name, module in modules.items() if name not in bottlenecks}
+        if not bottlenecks:
+            return self.lookup.add(self.block_name, hidden, rows, active)
+        tasks = tasks_of(self.tuner)
+        asked = active if tasks is None else tasks.names
+        total = hidden
+        if any(name in rows for name in asked):
+            total = self.lookup.add(self.block_name, hidden, rows, active)
+        return add_bottlenecks(total, hidden, bottlenecks, active, tasks)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: see `AoTModel.merge_and_unload`."""

@@ -23,7 +23,7 @@ from peft_aot.tuner import TaskTuner, matches
 
 from . import files, token_ids
 from .combine import combined_config
-from .config import AoTConfig
+from .config import CANNOT_FUSE_HIDDEN, DEFAULT_ALPHA, AoTConfig
 from .layer import CANNOT_MERGE, AoTLayer
 from .lookup import Lookup
 from .reparam import set_combination
@@ -44,10 +44,11 @@ class AoTModel(TaskTuner):
     method = "AoT P-Tuning"
     paper = "https://arxiv.org/abs/2305.10835"
     tag = "aot-p-tuning"
-    what = "before every transformer block it adds a learned row, looked up by token id, to the hidden state"
+    what = "before every transformer block it adds a learned vector to the hidden state of each token"
     values = "factors"
     fixed = (
-        "r", "reparam", "kron_shape", "activation", "normalize_embeddings", "vocab_size", "token_dim", "num_layers",
+        "r", "alpha", "reparam", "bottleneck_input", "kron_shape", "activation", "normalize_embeddings", "vocab_size",
+        "token_dim", "num_layers",
     )  # fmt: skip
     extra_files = (TABLE_FILE,)
     save_options = frozenset({"fuse"})
@@ -75,6 +76,13 @@ class AoTModel(TaskTuner):
         blocks = find_blocks(self.model)
         self._check_backbone(config, blocks)
         chosen = choose_blocks(config, blocks)
+        if config.alpha is None:
+            if config.vocab_size is not None:  # filled in before: the adapter is older than `alpha`
+                raise ValueError(
+                    "expected an adapter with alpha in its configuration, got one of an early version without, whose "
+                    "rows were scaled in another way; train it again"
+                )
+            config.alpha = DEFAULT_ALPHA[config.reparam]
         config.vocab_size = max(vocabulary_size(block.stack) for block in blocks)
         config.token_dim = blocks[0].width
         config.num_layers = len(blocks)
@@ -131,7 +139,7 @@ class AoTModel(TaskTuner):
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
     ) -> None:
-        """Add an adapter whose table is the weighted sum of other adapters' tables, exactly.
+        """Add an adapter that adds the weighted sum of what other adapters add, exactly: for tables, their sum.
 
         Ranks add up, since hidden units stand side by side; the cost of fused inference stays the same. Heads
         (`modules_to_save`) are not combined: the new adapter gets a copy of the first adapter's.
@@ -150,7 +158,7 @@ class AoTModel(TaskTuner):
         self._add_beside(config, adapter_name, adapters[0])
         for layer in self.model.modules():
             if isinstance(layer, AoTLayer) and adapter_name in layer.aot_rows:
-                set_combination(layer.rows_of(adapter_name), [layer.rows_of(name) for name in adapters], weights)
+                set_combination(layer.aot_rows[adapter_name], [layer.aot_rows[name] for name in adapters], weights)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter and forget its table."""
@@ -172,9 +180,11 @@ class AoTModel(TaskTuner):
     def settings(cls, config: PeftConfig) -> dict[str, str]:
         """Return what is worth telling of a configuration, by name."""
         config = as_aot(config)
-        kind = "FC, P = f(E W1 + b1) W2 + b2" if config.reparam == "fc" else "Kronecker, P = (W_L (x) W_M) W_R"
+        rank = {"rank": "none"} if config.reparam == "constant" else {}  # `r` means nothing there
         return {
-            "reparametrization": kind,
+            **rank,
+            "reparametrization": _formula(config),
+            "scale s": f"{config.scale:g}",
             "blocks of the backbone": str(config.num_layers or "not recorded"),
             "vocabulary": "not recorded" if config.vocab_size is None else f"{config.vocab_size:,}",
             "hidden size": str(config.token_dim or "not recorded"),
@@ -184,16 +194,26 @@ class AoTModel(TaskTuner):
     def summary(cls, config: PeftConfig) -> str:
         """Return the same in a few words, for model cards."""
         config = as_aot(config)
-        kind = "FC" if config.reparam == "fc" else "Kronecker"
-        sizes = f"{config.num_layers} blocks, vocabulary {config.vocab_size}"
-        return f"{kind} reparametrization, rank {config.r}, {sizes}"
+        blocks, rank = f"{config.num_layers} blocks", f"rank {config.r}"
+        if config.bottleneck_input == "hidden":
+            return f"a control without lookup: a bottleneck on the hidden state, {rank}, {blocks}"
+        if config.reparam == "constant":
+            return f"a control: the same row for every token id, {blocks}"
+        control = "a control: random vectors in place of embeddings, " if config.bottleneck_input == "random" else ""
+        kind = "Kronecker" if config.reparam == "kron" else "FC"
+        return (
+            f"a row per token id, {control}{kind} reparametrization, {rank}, {blocks}, vocabulary {config.vocab_size}"
+        )
 
     def check_saving(self, adapter_names: Sequence[str], safe_serialization: bool, options: Mapping[str, Any]) -> None:
-        """Refuse to save a table beside factors that are not to be saved as safetensors.
+        """Refuse to save a table of an adapter that is no lookup, or beside factors not saved as safetensors.
 
         Raises:
             ValueError: That is wanted of an adapter.
         """
+        for name in adapter_names:
+            if self._wants_table(name, options) and self._config(name).bottleneck_input == "hidden":
+                raise ValueError(f"{CANNOT_FUSE_HIDDEN}, for adapter '{name}'; leave fuse=True out, or that adapter")
         if not safe_serialization and any(self._wants_table(name, options) for name in adapter_names):
             raise ValueError(
                 "expected safe_serialization=True for an adapter saved with its table, got False; leave it out, or "
@@ -202,13 +222,16 @@ class AoTModel(TaskTuner):
 
     def complete_saved(self, adapter_name: str, folder: Path, options: Mapping[str, Any]) -> str:
         """Write the table, if the option `fuse` or, by default, the adapter's `fuse_on_save` asks for it."""
+        config = self._config(adapter_name)
+        if config.bottleneck_input == "hidden":
+            return "It depends on more than the token id, so that no lookup table can hold it."
         if self._wants_table(adapter_name, options) and files.save_table(folder, self.model):
-            return FUSED.format(dtype=as_aot(self.peft_config[adapter_name]).table_dtype)
+            return FUSED.format(dtype=config.table_dtype)
         return NOT_FUSED
 
     def adapter_loaded(self, adapter_name: str, source: Source, options: Mapping[str, Any]) -> None:
         """Use the table that was saved with an adapter, unless the option `use_table` is False."""
-        config = as_aot(self.peft_config[adapter_name])
+        config = self._config(adapter_name)
         wanted = options.get("use_table", True)
         table = files.find_table(source, self.model, adapter_name, config) if wanted else None
         self.lookup.detach(adapter_name)
@@ -228,7 +251,22 @@ class AoTModel(TaskTuner):
 
     def _wants_table(self, adapter_name: str, options: Mapping[str, Any]) -> bool:
         fuse: bool | None = options.get("fuse")
-        return as_aot(self.peft_config[adapter_name]).fuse_on_save if fuse is None else fuse
+        return self._config(adapter_name).fuse_on_save if fuse is None else fuse
+
+    def _config(self, adapter_name: str) -> AoTConfig:
+        return as_aot(self.peft_config[adapter_name])
+
+
+def _formula(config: AoTConfig) -> str:
+    if config.reparam == "kron":
+        return "Kronecker, P = s (W_L (x) W_M) W_R"
+    if config.reparam == "constant":
+        return "constant, P = b2 for every token (a control)"
+    return {
+        "embeddings": "FC, P = s f(E W1 + b1) W2 + b2",
+        "random": "FC, P = s f(E W1 + b1) W2 + b2 with frozen random vectors for E (a control)",
+        "hidden": "none, s f(H W1 + b1) W2 + b2 of the hidden state H: no lookup (a control)",
+    }[config.bottleneck_input]
 
 
 def as_aot(config: PeftConfig) -> AoTConfig:

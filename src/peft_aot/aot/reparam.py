@@ -1,11 +1,13 @@
-"""The two reparametrizations of a table, as modules: small factors in, rows of the table out.
+"""The reparametrizations of a table, as modules: small factors in, rows of the table out.
 
 A module holds the factors of one adapter in one block and computes the rows of given tokens. It does not know batches,
-blocks or files.
+blocks or files. `FCRows` and `KroneckerRows` are the paper's. `RandomRows`, `ConstantRows` and `HiddenBottleneck`, the
+last of which has no rows, are controls: each takes one part of the idea away (docs/method.md).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -16,16 +18,19 @@ from peft_aot.ops import ACTIVATIONS, fc_rows, kronecker_rows, square_factors, u
 
 from .config import AoTConfig
 
+RANDOM_SEED = 2305_10835  # saved adapters depend on it
 
-class FCRows(nn.Module):
-    """Rows by the FC reparametrization, `P = f(E W1 + b1) W2 + b2` (equation 3).
 
-    W1 starts random with variance 1/E, the rest at zero, so that P = 0 at the start. Dropout acts on the embedding, one
-    mask per distinct token of the batch.
+class Bottleneck(nn.Module):
+    """`s f(x W1 + b1) W2 + b2` with s = alpha / R; what x is, the subclasses say.
+
+    x has unit length and W1 starts random with variance 1, the rest at zero, so that hidden units start with unit
+    variance and the result with 0. Scaled so, W1, W2 and the biases learn at one rate (docs/method.md). Dropout acts
+    on x.
 
     Args:
         config: The adapter's configuration.
-        embedding_dim: E.
+        embedding_dim: E, the size of x.
         width: D.
     """
 
@@ -38,22 +43,102 @@ class FCRows(nn.Module):
         self.b1 = nn.Parameter(torch.zeros(config.r))
         self.w2 = nn.Parameter(torch.zeros(config.r, width))
         self.b2 = nn.Parameter(torch.zeros(width))
-        nn.init.normal_(self.w1, std=embedding_dim**-0.5)
+        self.scale = config.scale
+        nn.init.normal_(self.w1)
         if not config.init_weights:
-            nn.init.normal_(self.w2, std=config.r**-0.5)
+            nn.init.normal_(self.w2, std=config.r**-0.5 / self.scale)
             nn.init.normal_(self.b2, std=0.1)
 
-    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
-        """Compute the rows (U, D) of tokens (U,) whose input embeddings are (U, E)."""
-        x = embeddings.to(device=self.w1.device, dtype=self.w1.dtype)
+    def bottleneck(self, inputs: Tensor) -> Tensor:
+        """Compute (..., D) from inputs (..., E)."""
+        x = inputs.to(device=self.w1.device, dtype=self.w1.dtype)
         if self.normalize:
             x = unit_rows(x)
         x = F.dropout(x, self.dropout, self.training)
-        return fc_rows(x, self.w1, self.b1, self.w2, self.b2, ACTIVATIONS[self.activation])
+        return fc_rows(x, self.w1, self.b1, self.scale * self.w2, self.b2, ACTIVATIONS[self.activation])
+
+
+class FCRows(Bottleneck):
+    """Rows by the FC reparametrization, `P = s f(E W1 + b1) W2 + b2` (equation 3).
+
+    Dropout acts on the embedding, one mask per distinct token of the batch.
+    """
+
+    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
+        """Compute the rows (U, D) of tokens (U,) whose input embeddings are (U, E)."""
+        return self.bottleneck(embeddings)
+
+
+class RandomRows(Bottleneck):
+    """The FC reparametrization with frozen random vectors in place of the embeddings E: a control.
+
+    Args:
+        config: The adapter's configuration; its `vocab_size` is set.
+        embedding_dim: E.
+        width: D.
+    """
+
+    def __init__(self, config: AoTConfig, embedding_dim: int, width: int) -> None:
+        super().__init__(config, embedding_dim, width)
+        self.vocab_size = _known_vocabulary(config)
+
+    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
+        """Compute the rows (U, D) of tokens (U,); embeddings are not used."""
+        table = random_embeddings(self.vocab_size, self.w1.shape[0], self.w1.device)
+        return self.bottleneck(table[token_ids.to(table.device)])
+
+
+class HiddenBottleneck(Bottleneck):
+    """The bottleneck of FC fed by the hidden state instead of embeddings: a control that is no lookup (`hidden`).
+
+    E is D here. Dropout acts on the hidden state, one mask per position.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Compute from hidden states (..., D) what is added to them, (..., D)."""
+        return self.bottleneck(hidden)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # dynamo would trace the generator
+def random_embeddings(vocab_size: int, size: int, device: torch.device) -> Tensor:
+    """Return the frozen table (V, E), standard normal, that stands in for embeddings; the same one every time.
+
+    No adapter stores it: it is drawn on the CPU from a fixed seed, the same for all adapters and blocks. One copy per
+    (V, E) and device is kept for as long as the process lives, V * E * 4 bytes each.
+    """
+    return _drawn(vocab_size, size, device)
+
+
+@functools.cache
+def _drawn(vocab_size: int, size: int, device: torch.device) -> Tensor:
+    # whoever asks first may be under `inference_mode`, or a default device or dtype of their own
+    with torch.inference_mode(False):
+        generator = torch.Generator(device="cpu").manual_seed(RANDOM_SEED)
+        drawn = torch.randn(vocab_size, size, generator=generator, device="cpu", dtype=torch.float32)
+        return drawn.to(device)
+
+
+class ConstantRows(nn.Module):
+    """The same row for every token, `P[v] = b2`: a control. b2 starts at zero.
+
+    Args:
+        config: The adapter's configuration.
+        width: D.
+    """
+
+    def __init__(self, config: AoTConfig, width: int) -> None:
+        super().__init__()
+        self.b2 = nn.Parameter(torch.zeros(width))
+        if not config.init_weights:
+            nn.init.normal_(self.b2, std=0.1)
+
+    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
+        """Compute the rows (U, D) of tokens (U,), of which only the number matters."""
+        return self.b2.expand(len(token_ids), -1)
 
 
 class KroneckerRows(nn.Module):
-    """Rows by the Kronecker reparametrization, `P = (W_L (x) W_M) W_R` (equation 2).
+    """Rows by the Kronecker reparametrization, `P = s (W_L (x) W_M) W_R` with s = alpha / R (equation 2).
 
     W_L and W_M start random with variance 1/R, W_R at zero, so that P = 0 at the start. Dropout acts on the row.
 
@@ -64,52 +149,71 @@ class KroneckerRows(nn.Module):
 
     def __init__(self, config: AoTConfig, width: int) -> None:
         super().__init__()
-        if config.vocab_size is None:
-            raise ValueError("expected a config with vocab_size, got None; inject the adapter into a backbone first")
-        a, b = config.kron_shape or square_factors(config.vocab_size)
+        a, b = config.kron_shape or square_factors(_known_vocabulary(config))
         self.dropout = config.dropout
+        self.scale = config.scale
         self.w_l = nn.Parameter(torch.empty(a, config.r))
         self.w_m = nn.Parameter(torch.empty(b, config.r))
         self.w_r = nn.Parameter(torch.zeros(config.r**2, width))
         nn.init.normal_(self.w_l, std=config.r**-0.5)
         nn.init.normal_(self.w_m, std=config.r**-0.5)
         if not config.init_weights:
-            nn.init.normal_(self.w_r)
+            nn.init.normal_(self.w_r, std=1 / self.scale)
 
     def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Compute the rows (U, D) of tokens (U,); embeddings are not used."""
-        rows = kronecker_rows(token_ids.to(self.w_l.device), self.w_l, self.w_m, self.w_r)
+        rows = kronecker_rows(token_ids.to(self.w_l.device), self.w_l, self.w_m, self.scale * self.w_r)
         return F.dropout(rows, self.dropout, self.training)
 
 
-RowsModule = FCRows | KroneckerRows
+def _known_vocabulary(config: AoTConfig) -> int:
+    if config.vocab_size is None:
+        raise ValueError("expected a config with vocab_size, got None; inject the adapter into a backbone first")
+    return config.vocab_size
 
 
-def make_rows(config: AoTConfig, embedding_dim: int, width: int) -> RowsModule:
-    """Build the module that `config.reparam` names."""
-    return FCRows(config, embedding_dim, width) if config.reparam == "fc" else KroneckerRows(config, width)
+RowsModule = FCRows | RandomRows | KroneckerRows | ConstantRows
 
 
-def set_combination(target: RowsModule, parts: Sequence[RowsModule], weights: Sequence[float]) -> None:
-    """Turn `target` into the weighted sum of the tables of `parts`, exactly; its rank is the sum of theirs."""
-    fc = [part for part in parts if isinstance(part, FCRows)]
-    kron = [part for part in parts if isinstance(part, KroneckerRows)]
+def make_rows(config: AoTConfig, embedding_dim: int, width: int) -> RowsModule | HiddenBottleneck:
+    """Build the module that `config.reparam` and `config.bottleneck_input` name."""
+    if config.reparam == "kron":
+        return KroneckerRows(config, width)
+    if config.reparam == "constant":
+        return ConstantRows(config, width)
+    if config.bottleneck_input == "hidden":
+        return HiddenBottleneck(config, width, width)
+    rows = RandomRows if config.bottleneck_input == "random" else FCRows
+    return rows(config, embedding_dim, width)
+
+
+def set_combination(target: nn.Module, parts: Sequence[nn.Module], weights: Sequence[float]) -> None:
+    """Turn `target` into the weighted sum of `parts`, exactly; its rank is the sum of theirs."""
+    kinds = {type(module) for module in (target, *parts)}
+    if len(kinds) > 1 or not isinstance(target, (Bottleneck, KroneckerRows, ConstantRows)):
+        raise TypeError(
+            f"expected rows of one reparametrization, got {sorted(kind.__name__ for kind in kinds)}; combine adapters "
+            f"that were trained alike"
+        )
     with torch.no_grad():
-        if isinstance(target, FCRows) and len(fc) == len(parts):
-            _join_fc(target, fc, weights)
-        elif isinstance(target, KroneckerRows) and len(kron) == len(parts):
-            _join_kronecker(target, kron, weights)
+        if isinstance(target, Bottleneck):
+            _join_fc(target, [part for part in parts if isinstance(part, Bottleneck)], weights)
+        elif isinstance(target, KroneckerRows):
+            _join_kronecker(target, [part for part in parts if isinstance(part, KroneckerRows)], weights)
         else:
-            raise TypeError(
-                "expected rows of one reparametrization, got both; combine adapters that were trained alike"
-            )
+            _join_constant(target, [part for part in parts if isinstance(part, ConstantRows)], weights)
 
 
-def _join_fc(target: FCRows, parts: Sequence[FCRows], weights: Sequence[float]) -> None:
+def _join_fc(target: Bottleneck, parts: Sequence[Bottleneck], weights: Sequence[float]) -> None:
     # hidden units side by side
     target.w1.copy_(torch.cat([p.w1 for p in parts], dim=1))
     target.b1.copy_(torch.cat([p.b1 for p in parts]))
-    target.w2.copy_(torch.cat([p.w2 * w for p, w in zip(parts, weights, strict=True)]))
+    scales = [w * p.scale / target.scale for p, w in zip(parts, weights, strict=True)]
+    target.w2.copy_(torch.cat([p.w2 * scale for p, scale in zip(parts, scales, strict=True)]))
+    target.b2.copy_(torch.stack([p.b2 * w for p, w in zip(parts, weights, strict=True)]).sum(0))
+
+
+def _join_constant(target: ConstantRows, parts: Sequence[ConstantRows], weights: Sequence[float]) -> None:
     target.b2.copy_(torch.stack([p.b2 * w for p, w in zip(parts, weights, strict=True)]).sum(0))
 
 
@@ -122,5 +226,7 @@ def _join_kronecker(target: KroneckerRows, parts: Sequence[KroneckerRows], weigh
     start = 0
     for part, weight in zip(parts, weights, strict=True):
         size = part.w_l.shape[1]
-        grid[start : start + size, start : start + size] = part.w_r.view(size, size, width) * weight
+        grid[start : start + size, start : start + size] = part.w_r.view(size, size, width) * (
+            weight * part.scale / target.scale
+        )
         start += size

@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 VERBS = {
     "demo": "Train three real tasks, answer a mixed batch, compare methods.",
     "train": "Train one task on one backbone with one method.",
+    "compare": "Compare methods on tasks: search, seeds, costs; a table, pictures and a page.",
     "evaluate": "Score a trained adapter on a split or a file.",
     "predict": "Answer texts with a trained adapter: text in, JSON out.",
     "fuse": "Write the lookup table of a trained AoT adapter.",

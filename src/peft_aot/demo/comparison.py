@@ -6,7 +6,6 @@ the numbers it is told.
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from peft_aot.demo.results import Comparison, Row
 from peft_aot.features import collator, encode
 from peft_aot.inference import compute_logits
 from peft_aot.loading import Trained, load_backbone, load_trained
+from peft_aot.machine import describe_processor
 from peft_aot.rendering import Item
 from peft_aot.timing import Timing, interleave
 
@@ -179,23 +179,10 @@ def stored_bytes(directory: Path) -> int:
 
 def describe_machine(device: torch.device) -> str:
     """Return processor or accelerator, cores, and versions, in one line."""
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    else:
-        processor = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     return (
-        f"{processor}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{describe_processor(device)}; Python {platform.python_version()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

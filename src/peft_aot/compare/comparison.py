@@ -1,0 +1,232 @@
+"""A comparison from beginning to end: check everything, foresee the cost, run what is missing, measure, report.
+
+Whatever is finished stands in files below `options.output`, so that a comparison that was killed goes on where it was:
+
+    runs.jsonl     one line per training run
+    costs.jsonl    one line per inference timing
+    report/        tables, pictures and a page, written anew from the two files
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import filelock
+from transformers import AutoConfig
+
+from peft_aot.loading import load_tokenizer
+from peft_aot.methods import configure, get_method
+from peft_aot.progress import Progress
+from peft_aot.task import Kind
+
+from .cost import measure_cost
+from .estimate import Estimate, Estimator, measure_speeds
+from .facts import TaskFacts, gather
+from .local import run_here
+from .options import CompareOptions, task_name
+from .plan import Plan, best_run
+from .records import CostRecord, RecordFile, Run, RunRecord
+from .report.write import write_report
+from .space import check_methods, request_of, search_points
+from .summary import Summary, summarize
+
+RUNS, COSTS, REPORT, LOCK = "runs.jsonl", "costs.jsonl", "report", ".lock"
+
+
+class Executor(Protocol):
+    """Executes runs: `local.run_here`, or `on_ray.run_on_ray`."""
+
+    def __call__(
+        self,
+        options: CompareOptions,
+        runs: Sequence[Run],
+        on_start: Callable[[Run], None],
+        on_progress: Callable[[Run, Progress], None],
+        on_finish: Callable[[RunRecord], None],
+    ) -> None:
+        """Execute `runs`, in any order; return when all have been given to `on_finish`."""
+
+
+class View:
+    """What is told of a running comparison; this one keeps silent."""
+
+    def note(self, text: str) -> None:
+        """Something that a reader should know."""
+
+    def step(self, text: str) -> None:
+        """What is being prepared or measured."""
+
+    def begin(self, plan: Plan, records: Sequence[RunRecord], estimate: Estimate) -> None:
+        """The runs begin."""
+
+    def started(self, run: Run) -> None:
+        """A run begins."""
+
+    def progress(self, run: Run, progress: Progress) -> None:
+        """How a run goes."""
+
+    def finished(self, record: RunRecord, left: Estimate) -> None:
+        """A run has ended, and is on disk."""
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """What a comparison left.
+
+    Attributes:
+        summary: Scores, costs, curves.
+        files: The report.
+        estimate: What was foreseen before the first run.
+    """
+
+    summary: Summary
+    files: tuple[Path, ...]
+    estimate: Estimate | None
+
+
+def compare(
+    options: CompareOptions,
+    view: View | None = None,
+    executor: Executor = run_here,
+    estimate_only: bool = False,
+    report_only: bool = False,
+) -> CompareResult:
+    """Compare methods on tasks.
+
+    Args:
+        options: What is compared.
+        view: Told how it goes.
+        executor: Where runs are executed.
+        estimate_only: Foresee time and memory, and run nothing.
+        report_only: Write the report from what is finished, and run nothing.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: Bad input, found before anything was changed.
+        FileExistsError: Another comparison writes to the directory.
+        KeyboardInterrupt: Stopped; what was finished is kept, and the report is written from it.
+    """
+    view = view or View()
+    facts, plan = prepare(options)
+    with _locked(options.output):
+        runs, costs = _open(options)
+        for text in (*runs.notes, *costs.notes):
+            view.note(text)
+
+        def report() -> tuple[Summary, tuple[Path, ...]]:
+            summary = summarize(options, plan, facts, runs.records, costs.records, (*runs.notes, *costs.notes))
+            return summary, write_report(summary, options.output / REPORT)
+
+        if report_only:
+            return CompareResult(*report(), None)
+        speeds = measure_speeds(options, plan, facts, lambda name: view.step(f"measuring the speed of {name}"))
+        estimator = Estimator(options, facts, speeds)
+        estimate = estimator.estimate(plan, runs.records)
+        view.begin(plan, runs.records, estimate)
+        if estimate_only:
+            return CompareResult(*report(), estimate)
+
+        def keep(record: RunRecord) -> None:
+            runs.append(record)
+            view.finished(record, estimator.estimate(plan, runs.records))
+
+        try:
+            while startable := plan.startable(runs.records):
+                executor(options, startable, view.started, view.progress, keep)
+            if options.timing_rounds:
+                _measure_costs(options, plan, facts, runs, costs, view)
+        finally:
+            summary, files = report()
+        return CompareResult(summary, files, estimate)
+
+
+def prepare(options: CompareOptions) -> tuple[list[TaskFacts], Plan]:
+    """Find everything that can be wrong with a comparison, and plan it; nothing is changed.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: Bad input; the message says what to do.
+    """
+    methods = [get_method(name) for name in options.methods]
+    check_methods(options.spaces, options.methods)
+    tokenizer = load_tokenizer(options.model)
+    config = AutoConfig.from_pretrained(options.model)
+    room = min(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length, 10**6)
+    points = {
+        method.name: search_points(
+            method, options.spaces.get(method.name, {}), options.trials, str(config.model_type), room
+        )
+        for method in methods
+    }
+    facts = gather(options, tokenizer)
+    excluded = {}
+    for task in facts:
+        for name, tried in points.items():
+            if reason := _cannot(name, tried[0], str(config.model_type), task.task.kind):
+                excluded[task.name, name] = reason
+    return facts, Plan(tuple(task.name for task in facts), points, excluded, options.seeds)
+
+
+def _cannot(name: str, point: dict[str, Any], model_type: str, kind: Kind) -> str:
+    try:
+        configure(get_method(name), request_of(point, model_type, kind, ("classifier",)))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"expected a directory as output, got the file {output}; choose another path")
+    output.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(output / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise FileExistsError(
+            f"expected a directory that no other comparison writes to, got {output}, which one is writing to; wait for "
+            "it, or pass another output"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _open(options: CompareOptions) -> tuple[RecordFile[RunRecord], RecordFile[CostRecord]]:
+    runs = RecordFile(options.output / RUNS, RunRecord)
+    costs = RecordFile(options.output / COSTS, CostRecord)
+    names = {task_name(task) for task in options.tasks}
+    shared = options.protocol()
+    expected = [(r.protocol, options.protocol_of(r.task) if r.task in names else shared) for r in runs.records]
+    for protocol, ours in [*expected, *((record.protocol, shared) for record in costs.records)]:
+        wrong = {name: (found, ours[name]) for name, found in protocol.items() if name in ours and found != ours[name]}
+        for name, (found, wanted) in wrong.items():
+            raise ValueError(
+                f"expected {name}={found!r} as in the runs in {options.output}, got {wanted!r}; pass the same options, "
+                "or another output: scores of different protocols do not compare"
+            )
+    return runs, costs
+
+
+def _measure_costs(
+    options: CompareOptions,
+    plan: Plan,
+    facts: Sequence[TaskFacts],
+    runs: RecordFile[RunRecord],
+    costs: RecordFile[CostRecord],
+    view: View,
+) -> None:
+    measured = {record.method for record in costs.records}
+    readable = [task for task in facts if task.task.kind != "multiple_choice"]
+    for name, tried in plan.points.items():
+        if name in measured or not readable:
+            continue
+        best = [best_run(plan.records_of(runs.records, task.name, name)) for task in readable]
+        settings = next((run.settings for run in reversed(best) if run is not None), tried[0])
+        view.step(f"timing {name} beside the bare backbone, {options.timing_rounds} rounds")
+        for record in measure_cost(options, name, settings, readable[-1].items):
+            costs.append(record)

@@ -1,0 +1,115 @@
+"""One run of a comparison: train in a temporary folder, and write down what came of it."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from peft_aot.loading import pick_device
+from peft_aot.loop import StopRequest
+from peft_aot.machine import describe_processor
+from peft_aot.progress import Progress, ProgressCallback
+from peft_aot.train import TrainResult, train
+
+from .memory import PeakMemory
+from .options import CompareOptions
+from .records import Run, RunRecord
+
+PACKAGES = ("peft_aot", "peft", "transformers", "torch")
+
+
+def execute(
+    options: CompareOptions,
+    run: Run,
+    on_progress: ProgressCallback | None = None,
+    stop: StopRequest | None = None,
+) -> RunRecord:
+    """Train once.
+
+    Args:
+        options: The comparison.
+        run: Which of its runs.
+        on_progress: As for `train`.
+        stop: As for `train`.
+
+    Returns:
+        What was measured; a run that diverged, or that broke in a way that need not concern the others, is recorded as
+        failed with its reason.
+
+    Raises:
+        TrainingInterrupted, KeyboardInterrupt: The run was stopped; nothing of it is kept.
+        OSError: The disk or the data failed, which the other runs would meet as well.
+    """
+    history: list[dict[str, float | None]] = []
+
+    def remember(progress: Progress) -> None:
+        if progress.phase == "evaluate":
+            history.append(
+                {
+                    "epoch": round(progress.epoch, 4),
+                    "step": progress.step,
+                    "loss": progress.loss,
+                    "score": progress.score,
+                    "seconds": round(progress.seconds, 2),
+                }
+            )
+        if on_progress is not None:
+            on_progress(progress)
+
+    gc.collect()  # what the last run left would count as this one's memory
+    device = pick_device()
+    started = time.monotonic()
+    result: TrainResult | None = None
+    reason = ""
+    with tempfile.TemporaryDirectory(prefix="peft-aot-run-") as folder, PeakMemory(device) as memory:
+        try:
+            result = train(options.train_options(run, Path(folder) / "run"), remember, stop)
+        except (
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:  # torch's out-of-memory is a RuntimeError
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    status: Literal["done", "failed"] = "failed" if result is None else "done"
+    return RunRecord(
+        task=run.task,
+        method=run.method,
+        trial=run.trial,
+        settings=run.settings,
+        seed=run.seed,
+        status=status,
+        reason=reason,
+        score=None if result is None else result.score,
+        scores={} if result is None else result.card.scores,
+        history=[{name: _finite(value) for name, value in entry.items()} for entry in history],
+        partial=[] if result is None else list(result.card.partial_data),
+        train_examples=0 if result is None else result.card.train_examples,
+        trained_parameters=0 if result is None else result.trainable_parameters,
+        stored_bytes=0 if result is None else result.stored_bytes,
+        peak_memory_bytes=memory.bytes or None,
+        train_seconds=round(time.monotonic() - started if result is None else result.train_seconds, 2),
+        precision="" if result is None else result.card.precision,
+        protocol=options.protocol_of(run.task),
+        versions=versions(),
+        machine=describe_processor(device),
+        finished=now(),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or abs(value) < float("inf") else None  # JSON has no nan
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide a score."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def now() -> str:
+    """Return the time, ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

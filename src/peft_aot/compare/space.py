@@ -1,0 +1,141 @@
+"""Search spaces: which settings of a method are tried, and in which order. Knows nothing of data and training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from peft_aot.methods import AdapterRequest, Method, Space, configure
+from peft_aot.suggestions import did_you_mean
+from peft_aot.task import Kind
+
+OPTIONS = ("learning_rate", "weight_decay", "rank", "virtual_tokens")
+"""Settings that are options of `TrainOptions`; all others are fields of the method's PEFT configuration."""
+
+
+def points(space: Space) -> list[dict[str, Any]]:
+    """List every combination of a search space's values, in the order in which a search tries them.
+
+    The first axis turns fastest, and every round pairs its values with the others anew: as many trials as the longest
+    axis has values have seen every value of every axis, so that a search that is cut short is not one-sided.
+
+    Raises:
+        ValueError: An axis has no values.
+    """
+    for name, values in space.items():
+        if not values:
+            raise ValueError(f"expected values for {name!r} in a search space, got none; give some or leave it out")
+    names, sizes = list(space), [len(values) for values in space.values()]
+    found = []
+    for number in range(math.prod(sizes)):
+        digits, rest = [], number
+        for size in sizes:
+            rest, digit = divmod(rest, size)
+            digits.append(digit)
+        turned = digits[:1] + [(digit + digits[0]) % size for digit, size in zip(digits[1:], sizes[1:], strict=True)]
+        found.append({name: space[name][digit] for name, digit in zip(names, turned, strict=True)})
+    return found
+
+
+def parse_space(text: str) -> tuple[str, str, tuple[Any, ...]]:
+    """Read one axis as a user writes it: `aot.learning_rate=1e-3,3e-3` -> ("aot", "learning_rate", (1e-3, 3e-3)).
+
+    Raises:
+        ValueError: It is not of that form.
+    """
+    name, equals, values = text.partition("=")
+    method, dot, setting = name.strip().partition(".")
+    if not (equals and dot and method and setting):
+        raise ValueError(f"expected METHOD.SETTING=VALUE,VALUE, got {text!r}; such as aot.learning_rate=1e-3,3e-3")
+    return method, setting, tuple(_value(part.strip()) for part in values.split(",") if part.strip())
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.casefold(), text)
+
+
+def search_points(
+    method: Method, changes: Mapping[str, tuple[Any, ...]], trials: int, model_type: str, room: int
+) -> list[dict[str, Any]]:
+    """Choose what a method's search tries on every task.
+
+    Args:
+        method: The method.
+        changes: Axes that replace those of `method.space` or come beside them.
+        trials: Number of points wanted.
+        model_type: The backbone's `config.model_type`.
+        room: Positions of the backbone, which virtual tokens share with the text.
+
+    Returns:
+        `trials` points, fewer only where the whole space is smaller and that was not asked to be more.
+
+    Raises:
+        ValueError: A setting is unknown, no point is valid, or fewer points are valid than wanted.
+    """
+    wrong: list[str] = []
+    valid = []
+    every = points({**method.space, **changes})
+    for point in every:
+        reason = _why_invalid(method, point, model_type, room)
+        wrong += [reason] if reason else []
+        valid += [] if reason else [point]
+    if not valid:
+        raise ValueError(
+            f"expected a search space of {method.name!r} with a valid point, got {len(every)} without one "
+            f"(the first: {wrong[0]}); widen the space"
+        )
+    if len(valid) < trials:
+        raise ValueError(
+            f"expected at least {trials} valid points in the search space of {method.name!r}, since every method gets "
+            f"as many trials, got {len(valid)}{f' (not valid: {wrong[0]})' if wrong else ''}; widen the space or lower "
+            "the number of trials"
+        )
+    return valid[:trials]
+
+
+def _why_invalid(method: Method, point: Mapping[str, Any], model_type: str, room: int) -> str:
+    rate, decay = point.get("learning_rate", method.learning_rate), point.get("weight_decay", 0.0)
+    for name, value, lowest in (("learning_rate", rate, None), ("weight_decay", decay, 0.0)):
+        if not isinstance(value, (int, float)) or not (value > 0 if lowest is None else value >= lowest):
+            return f"expected {name} {'above 0' if lowest is None else 'of at least 0'}, got {value!r}"
+    tokens = point.get("virtual_tokens", 0)
+    if tokens and not method.virtual_tokens:
+        return f"expected no virtual_tokens with {method.name!r}, got {tokens!r}"
+    if not isinstance(tokens, int) or tokens >= room:
+        return f"expected virtual_tokens below the backbone's {room} positions, got {tokens!r}"
+    try:
+        configure(method, request_of(point, model_type, "classification", ("classifier",)))
+    except (ValueError, TypeError) as error:
+        if "unknown setting" in str(error):
+            raise ValueError(str(error)) from error
+        return str(error)
+    return ""
+
+
+def request_of(point: Mapping[str, Any], model_type: str, kind: Kind, new_modules: tuple[str, ...]) -> AdapterRequest:
+    """Write what `configure` needs of a point."""
+    return AdapterRequest(
+        model_type, kind, new_modules, point.get("rank"), point.get("virtual_tokens", 20), overrides_of(point)
+    )
+
+
+def overrides_of(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a point that are fields of the PEFT configuration."""
+    return {name: value for name, value in point.items() if name not in OPTIONS}
+
+
+def check_methods(changes: Mapping[str, object], names: tuple[str, ...]) -> None:
+    """Refuse changes of the search space of a method that is not compared.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for name in changes:
+        if name not in names:
+            raise ValueError(f"expected a search space of a compared method, got {name!r}; {did_you_mean(name, names)}")

@@ -1,0 +1,82 @@
+"""Search spaces: every point once, every value early, nothing invalid."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peft_aot.compare.space import check_methods, parse_space, points, search_points
+from peft_aot.methods import get_method, method_names
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+def test_every_combination_comes_once(sizes: list[int]) -> None:
+    space = {f"axis{i}": tuple(range(size)) for i, size in enumerate(sizes)}
+    found = points(space)
+    assert len(found) == math.prod(sizes)
+    assert len({json.dumps(point, sort_keys=True) for point in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_half_the_space_has_seen_every_value_of_every_axis(name: str) -> None:
+    space = get_method(name).space
+    first = points(space)[: max(map(len, space.values()))]
+    for axis, values in space.items():
+        assert {point[axis] for point in first} == set(values)
+
+
+def test_all_methods_have_spaces_of_one_size_that_are_valid() -> None:
+    sizes = {name: len(search_points(get_method(name), {}, 8, "bert", 512)) for name in method_names()}
+    assert set(sizes.values()) == {8}
+    assert all(len(points(get_method(name).space)) == 8 for name in method_names())
+
+
+def test_what_a_user_writes() -> None:
+    assert parse_space("aot.learning_rate=1e-3, 3e-3") == ("aot", "learning_rate", (1e-3, 3e-3))
+    assert parse_space("lora.rank=4,8") == ("lora", "rank", (4, 8))
+    assert parse_space("aot.activation=relu") == ("aot", "activation", ("relu",))
+    assert parse_space("hiwi.share=true,False") == ("hiwi", "share", (True, False))
+    for text in ("aot", "aot.rank", "rank=3", ".=1"):
+        with pytest.raises(ValueError, match=r"expected METHOD\.SETTING=VALUE,VALUE, got"):
+            parse_space(text)
+
+
+def test_axes_are_replaced_and_added() -> None:
+    found = search_points(get_method("aot"), {"rank": (4,), "dropout": (0.0, 0.5)}, 8, "bert", 512)
+    assert {point["rank"] for point in found} == {4}
+    assert {point["dropout"] for point in found} == {0.0, 0.5}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("aot", {"rank": (0,)}, r"search space of 'aot' with a valid point, got 4 .*expected a rank of at least 1"),
+        (
+            "aot",
+            {"dropout": (1.5,)},
+            r"with a valid point, got 8 without one \(the first: expected dropout in \[0, 1\)",
+        ),
+        ("prefix", {"virtual_tokens": (600,)}, r"expected virtual_tokens below the backbone's 512 positions, got 600"),
+        ("lora", {"learning_rate": (0.0,)}, r"expected learning_rate above 0, got 0\.0"),
+        ("lora", {"weight_decay": (-1.0,)}, r"expected weight_decay of at least 0, got -1\.0"),
+        ("lora", {"virtual_tokens": (3,)}, r"expected no virtual_tokens with 'lora', got 3"),
+        ("lora", {"learning_rate": ()}, r"expected values for 'learning_rate' in a search space, got none"),
+        ("aot", {"droput": (0.1,)}, r"unknown setting 'droput' of method 'aot'; did you mean 'dropout'\?"),
+        ("full", {"r": (3,)}, r"expected no settings of an adapter with 'full', got r; leave them out"),
+        ("lora", {"rank": (0, 8)}, r"expected at least 8 valid points .* got 4 \(not valid: expected a rank"),
+    ],
+)
+def test_bad_spaces_are_refused(method: str, changes: dict[str, tuple[object, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search_points(get_method(method), changes, 8, "bert", 512)
+
+
+def test_a_space_of_a_method_that_is_not_compared_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="expected a search space of a compared method, got 'lorra'; did you mean 'lora"
+    ):
+        check_methods({"lorra": {}}, ("aot", "lora"))

@@ -1,0 +1,141 @@
+"""From records to scores, macro averages and costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_aot.compare.evp import expected_best
+from peft_aot.compare.facts import TaskFacts
+from peft_aot.compare.options import CompareOptions
+from peft_aot.compare.plan import Plan
+from peft_aot.compare.records import RunRecord
+from peft_aot.compare.summary import Cell, Summary, summarize
+from peft_aot.features import Features
+from peft_aot.tasks import get_task
+from records import cost, record
+
+POINTS = {
+    "aot": [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}],
+    "lora": [{"learning_rate": 1e-3}, {"learning_rate": 1e-2}],
+}
+
+
+def facts(name: str, partial: tuple[str, ...] = ()) -> TaskFacts:
+    return TaskFacts(name, get_task(name), partial, Features([{}] * 7, [1] * 7), 70, 10, ())
+
+
+def options(**changes: Any) -> CompareOptions:
+    values: dict[str, Any] = {"trials": 2, "seeds": 2, **changes}
+    return CompareOptions("some/backbone", Path("out"), ("rte", "boolq"), ("aot", "lora"), **values)
+
+
+def summary(runs: list[RunRecord], excluded: dict[tuple[str, str], str] | None = None, **changes: Any) -> Summary:
+    plan = Plan(("rte", "boolq"), POINTS, excluded or {}, seeds=2)
+    tasks = [facts("rte"), facts("boolq", ("train",))]
+    return summarize(options(**changes), plan, tasks, runs, [cost("aot", 1.05, "factors"), cost("aot", 1.01, "table")])
+
+
+def search(task: str, method: str, *scores: float | None, **others: Any) -> list[RunRecord]:
+    return [
+        record(
+            task, score, method, trial, 0, POINTS[method][trial],
+            status="failed" if score is None else "done", reason="diverged" if score is None else "", **others,
+        )
+        for trial, score in enumerate(scores)
+    ]  # fmt: skip
+
+
+def cell(found: Summary, method: str, task: str) -> Cell:
+    row = next(row for row in found.methods if row.name == method)
+    return next(cell for cell in row.cells if cell.task == task)
+
+
+def test_the_score_is_the_median_over_seeds_of_the_best_settings() -> None:
+    runs = [*search("rte", "aot", 0.5, 0.7), record("rte", 0.6, "aot", 1, 1, POINTS["aot"][1])]
+    found = cell(summary(runs), "aot", "rte")
+    assert (found.status, found.trials, found.seed_scores) == ("done", (0.5, 0.7), (0.7, 0.6))
+    assert (found.median, found.low, found.high) == (pytest.approx(0.65), 0.6, 0.7)
+    assert found.best_settings == POINTS["aot"][1]
+    assert found.evp == pytest.approx(expected_best([0.5, 0.7]))
+
+
+@pytest.mark.parametrize(
+    ("runs", "status"),
+    [
+        ([], "not run"),
+        (search("rte", "aot", 0.5), "running"),
+        (search("rte", "aot", 0.5, 0.7), "running"),  # a seed is missing
+        (search("rte", "aot", None, None), "failed"),
+    ],
+)
+def test_unfinished_cells_say_so(runs: list[RunRecord], status: str) -> None:
+    assert cell(summary(runs), "aot", "rte").status == status
+
+
+def test_a_failed_trial_counts_as_the_lowest_score_of_the_task() -> None:
+    runs = [*search("rte", "aot", 0.8, None), *search("rte", "lora", 0.4, 0.6), *search("boolq", "lora", 0.1, 0.1)]
+    found = cell(summary(runs), "aot", "rte")
+    assert (found.trials, found.failed, found.reason) == ((0.8, None), 1, "diverged")
+    assert found.evp == pytest.approx(expected_best([0.8, 0.4]))
+    assert "1 failed run of AoT-FC on rte: diverged" in summary(runs).notes
+
+
+def test_the_macro_average_is_over_the_tasks_that_all_methods_have_searched() -> None:
+    runs = [
+        *search("rte", "aot", 0.5, 0.7),
+        *search("rte", "lora", 0.6, 0.4),
+        *search("boolq", "aot", 0.9, 0.9),
+        *search("boolq", "lora", 0.9),
+    ]
+    found = summary(runs)
+    assert [(row.name, row.macro, row.macro_tasks) for row in found.methods] == [
+        ("aot", 0.7, ("rte",)),
+        ("lora", 0.6, ("rte",)),
+    ]
+    assert "the macro average leaves out boolq, on which not every method has a score" in found.notes
+    whole = summary([*runs, record("boolq", 0.3, "lora", 1, 0, POINTS["lora"][1])])
+    assert [row.macro for row in whole.methods] == pytest.approx([0.8, 0.75])
+    assert whole.methods[0].evp == pytest.approx((0.75, (0.65 + 0.9) / 2))
+
+
+def test_a_task_that_a_method_cannot_do_is_left_out_for_all() -> None:
+    runs = [*search("rte", "aot", 0.5, 0.7), *search("boolq", "aot", 0.9, 0.9), *search("boolq", "lora", 0.8, 0.8)]
+    found = summary(runs, {("rte", "lora"): "PEFT cannot"})
+    assert found.methods[0].macro_tasks == ("boolq",)
+    refused = cell(found, "lora", "rte")
+    assert (refused.status, refused.reason, refused.median) == ("not applicable", "PEFT cannot", None)
+    assert "LoRA cannot do rte" in found.notes
+
+
+def test_costs_are_of_the_best_settings_and_the_fused_table() -> None:
+    runs = [
+        *search("rte", "aot", 0.5, 0.7, stored_bytes=100, trained_parameters=5, peak_memory_bytes=7, train_seconds=2.0),
+        *search(
+            "boolq", "aot", 0.5, 0.4, stored_bytes=300, trained_parameters=9, peak_memory_bytes=9, train_seconds=4.0
+        ),
+    ]
+    row = summary(runs).methods[0]
+    assert (row.stored_bytes, row.trained_parameters, row.peak_memory_bytes, row.train_seconds) == (200, 7, 9, 3.0)
+    assert (row.ratio, row.ratio_low, row.ratio_high, row.variant) == (1.01, 1.0, 1.02, "table")
+    assert row.points == tuple(POINTS["aot"])
+    bare = summary([]).methods[1]
+    assert (bare.ratio, bare.stored_bytes, bare.macro, bare.mixes) == (None, None, None, "adapters")
+
+
+def test_partial_data_is_labelled_and_noted() -> None:
+    found = summary([])
+    assert [task.label for task in found.tasks] == ["rte", "boolq (partial)"]
+    assert any(note.startswith("boolq: official rows are missing in train") for note in found.notes)
+    assert (found.backbone, found.runs_done, found.runs_planned) == ("backbone", 0, 12)
+
+
+def test_runs_of_other_settings_and_seeds_in_the_file_do_not_count() -> None:
+    runs = [*search("rte", "aot", 0.5), record("rte", 0.99, "aot", 0, 0, {"learning_rate": 9.0})]
+    runs += [record("rte", 0.9, "aot", 0, 5, POINTS["aot"][0]), record("elsewhere", 1.0, "aot")]
+    found = summary(runs)
+    assert cell(found, "aot", "rte").trials == (0.5,)
+    assert cell(found, "aot", "rte").seed_scores == (0.5,)
+    assert found.runs_done == 1
