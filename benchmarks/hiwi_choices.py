@@ -14,38 +14,27 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from peft import PeftConfig
 from rich.console import Console
 
 import peft_aot
-from peft_aot import BitFitConfig, HiWiConfig
 from peft_aot.demo.carriers import locate_backbone
-from peft_aot.methods import AdapterRequest, Method
 from peft_aot.train import TrainOptions, train
-from small_comparison import read
 
 FFN = r".*\.layer\.\d+\.(intermediate|output)\.dense"
 
 
-def hiwi(**fields: Any) -> Callable[[AdapterRequest], PeftConfig]:
-    """Return what writes a configuration of HiWi on the feed-forward biases."""
-    return lambda request: HiWiConfig(**fields, **request.shared)
-
-
-VARIANTS: dict[str, Callable[[AdapterRequest], PeftConfig]] = {
-    "relu, r=16": hiwi(activation="relu", r=16),
-    "relu, r=4": hiwi(activation="relu", r=4),
-    "relu, r=64": hiwi(activation="relu", r=64),
-    "gelu, r=16": hiwi(activation="gelu", r=16),
-    "identity, r=16": hiwi(activation="identity", r=16),
-    "relu, r=16, shared": hiwi(activation="relu", r=16, share=True),
-    "BitFit on the same biases": lambda request: BitFitConfig(target_modules=FFN, **request.shared),
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "relu, r=16": ("hiwi", {"activation": "relu", "r": 16}),
+    "relu, r=4": ("hiwi", {"activation": "relu", "r": 4}),
+    "relu, r=64": ("hiwi", {"activation": "relu", "r": 64}),
+    "gelu, r=16": ("hiwi", {"activation": "gelu", "r": 16}),
+    "identity, r=16": ("hiwi", {"activation": "identity", "r": 16}),
+    "relu, r=16, shared": ("hiwi", {"activation": "relu", "r": 16, "share": True}),
+    "BitFit on the same biases": ("bitfit", {"target_modules": FFN}),
 }
 RATES = (2e-3, 6e-3, 2e-2)
 RESULTS = Path(__file__).parent / "results" / "hiwi_choices.jsonl"
@@ -54,15 +43,14 @@ console = Console()
 
 def execute(variant: str, rate: float, model: str, data_dir: Path | None) -> dict[str, Any]:
     """Train once and return what is to be recorded."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        patch("peft_aot.preparation.get_method", lambda name: Method(name, name, rate, VARIANTS[name])),
-    ):
+    method, overrides = VARIANTS[variant]
+    with tempfile.TemporaryDirectory() as folder:
         options = TrainOptions(
             task="trec",
             model=model,
             output=Path(folder) / "adapter",
-            method=variant,
+            method=method,
+            overrides=overrides,
             data_dir=data_dir,
             epochs=2,
             batch_size=32,
@@ -80,6 +68,17 @@ def execute(variant: str, rate: float, model: str, data_dir: Path | None) -> dic
         "backbone": Path(model).name,
         "versions": {"peft_aot": peft_aot.__version__, "torch": torch.__version__},
     }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Finished runs; a last line that was cut off counts as not run."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
 
 
 def markdown(done: list[dict[str, Any]]) -> str:
