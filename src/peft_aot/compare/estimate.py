@@ -19,7 +19,7 @@ from peft_aot.loading import load_backbone, pick_device, pick_precision
 from peft_aot.methods import configure, get_method
 
 from .facts import TaskFacts
-from .memory import PeakMemory
+from .memory import PeakMemory, release_unused
 from .options import CompareOptions
 from .plan import Plan
 from .records import Run, RunRecord
@@ -120,6 +120,7 @@ def measure_speeds(
 
 
 def _measure(options: CompareOptions, name: str, point: dict[str, object], able: Sequence[TaskFacts]) -> Speed:
+    release_unused()
     device, task = pick_device(), able[0]
     started = time.monotonic()
     with PeakMemory(device) as memory:

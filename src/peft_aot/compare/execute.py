@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from peft_aot.machine import describe_processor
 from peft_aot.progress import Progress, ProgressCallback
 from peft_aot.train import TrainResult, train
 
-from .memory import PeakMemory
+from .memory import PeakMemory, release_unused
 from .options import CompareOptions
 from .records import Run, RunRecord
 
@@ -60,7 +59,7 @@ def execute(
         if on_progress is not None:
             on_progress(progress)
 
-    gc.collect()  # what the last run left would count as this one's memory
+    release_unused()
     device = pick_device()
     started = time.monotonic()
     result: TrainResult | None = None

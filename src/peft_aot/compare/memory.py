@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 import threading
 from types import TracebackType
 
@@ -9,6 +12,15 @@ import psutil
 import torch
 
 INTERVAL = 0.02  # seconds between two looks at the process
+
+
+def release_unused() -> None:
+    """Give memory that is no longer used back to the system, so that it does not count as the next run's."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others return memory of themselves
+        if trim is not None:
+            trim(0)
 
 
 class PeakMemory:
