@@ -45,7 +45,7 @@ class TaskTuner(StoredTuner):
     """
 
     config_cls: ClassVar[type[PeftConfig]]
-    cannot_mix: ClassVar[str | None] = None
+    cannot_mix: str | None = None
     target_module_mapping: dict[str, list[str]] = {}
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:

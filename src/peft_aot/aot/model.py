@@ -60,6 +60,8 @@ class AoTModel(TaskTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         super()._pre_injection_hook(model, config, adapter_name)
         self.lookup = Lookup(self)
+        if getattr(getattr(model, "config", None), "model_type", None) == "xlnet":  # a square batch looks as before
+            self.cannot_mix = "XLNet turns its batch about, so that the row of an example cannot be told"
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
