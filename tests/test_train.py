@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from peft_aot import train as training
 from peft_aot.evaluate import EvaluateOptions, evaluate
 from peft_aot.loading import load_trained
-from peft_aot.loop import Diverged
+from peft_aot.loop import Diverged, TaskTrainer
 from peft_aot.methods import get_method, method_names
 from peft_aot.predict import predict
 from peft_aot.progress import Progress, TrainingInterrupted
@@ -367,6 +367,7 @@ def test_a_run_that_diverges_says_so(options: TrainOptions) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"head_learning_rate": 0.0}, r"expected head_learning_rate above 0, got 0\.0"),
         ({"patience": 0}, "expected patience above 0, got 0"),
         ({"weight_decay": -0.1}, r"expected weight_decay of at least 0, got -0\.1; 0 switches it off"),
         ({"overrides": {"lora_alfa": 3}}, r"unknown setting 'lora_alfa' of method 'lora'; did you mean 'lora_alpha'\?"),
@@ -377,3 +378,26 @@ def test_impossible_settings_are_refused(options: TrainOptions, changes: dict[st
     with pytest.raises(ValueError, match=message):
         train(dataclasses.replace(options, **changes))  # type: ignore[arg-type]
     assert not options.output.exists()
+
+
+@pytest.mark.parametrize("method", ["aot", "lora", "prefix", "full"])
+def test_the_head_may_have_a_learning_rate_of_its_own(
+    options: TrainOptions, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, set[float]] = {}
+    make = TaskTrainer.create_optimizer
+
+    def watched(self: TaskTrainer, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        optimizer = make(self, model)
+        names = {id(p): n for n, p in self.trained_model.named_parameters()}
+        seen = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+        assert sorted(seen) == sorted(n for n, p in self.trained_model.named_parameters() if p.requires_grad)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                head = "classifier" in names[id(parameter)] or "pooler" in names[id(parameter)]
+                found.setdefault("head" if head else "rest", set()).add(group["lr"])
+        return optimizer
+
+    monkeypatch.setattr(TaskTrainer, "create_optimizer", watched)
+    train(dataclasses.replace(options, method=method, learning_rate=1e-4, head_learning_rate=0.03, epochs=1))
+    assert found == {"head": {0.03}, "rest": {1e-4}}

@@ -41,7 +41,7 @@ def trainer(model: nn.Module, folder: Path, **settings: object) -> Trainer:
         **{
             "max_steps": 12,
             "per_device_train_batch_size": 16,
-            "learning_rate": 2e-2,
+            "learning_rate": 5e-2,
             "lr_scheduler_type": "constant",
             "report_to": "none",
             "disable_tqdm": True,

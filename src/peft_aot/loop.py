@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -195,6 +195,7 @@ class TaskTrainer(Trainer):
         precision: str,
         reporter: ProgressReporter,
         patience: int | None = None,
+        rates: Mapping[torch.nn.Parameter, float] | None = None,
     ) -> None:
         stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
         super().__init__(
@@ -212,6 +213,18 @@ class TaskTrainer(Trainer):
         self.collate = collate
         self.score_function = score
         self.precision = precision
+        self.rates = rates or {}
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer, and groups of their own for parameters with a learning rate of their own."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        for group in list(optimizer.param_groups):
+            for rate in dict.fromkeys(self.rates.values()):
+                chosen = [p for p in group["params"] if self.rates.get(p) == rate]
+                if chosen:
+                    group["params"] = [p for p in group["params"] if self.rates.get(p) != rate]
+                    optimizer.add_param_group({**group, "params": chosen, "lr": rate})
+        return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Feature]:
         """Batches of similar length in an order that depends on seed and epoch alone."""

@@ -70,7 +70,7 @@ class Method:
         summary: One line for people.
         learning_rate: Peak learning rate if the user gives none.
         space: What a search tries: four learning rates, and two values of what matters next. A setting is an option of
-            `TrainOptions` (learning_rate, weight_decay, rank, virtual_tokens) or a field of the PEFT configuration.
+            `TrainOptions` (`peft_aot.compare.space.OPTIONS`) or a field of the PEFT configuration.
         configure: Writes the PEFT configuration; None trains the whole model without PEFT.
         group: Whose method it is: "ours", "peft", "reference" (the two ends: head only and everything) or "control".
         mixes: What one batch may mix: tasks with "any heads", "adapters" that share one head, or "no" two tasks.

@@ -40,6 +40,8 @@ class TrainOptions:
         rank: Rank of AoT and LoRA; None takes the method's default.
         virtual_tokens: Length of the prompt of `prompt` and of the prefix of `prefix`.
         overrides: Other fields of the method's PEFT configuration, such as `{"dropout": 0.0}`.
+        head_learning_rate: Peak learning rate of the modules that the checkpoint lacks (the head, sometimes a pooler);
+            None takes that of the rest.
         weight_decay: Decoupled weight decay of what is trained.
         patience: Stop after this many epochs without a better validation score; None trains all epochs.
         seed: Seed of head, adapter, order of examples and dropout.
@@ -64,6 +66,7 @@ class TrainOptions:
     rank: int | None = None
     virtual_tokens: int = 20
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    head_learning_rate: float | None = None
     weight_decay: float = 0.0
     patience: int | None = None
     seed: int = 0
@@ -101,7 +104,7 @@ def _record(options: TrainOptions) -> dict[str, Any]:
 
 
 def _check_numbers(options: TrainOptions) -> None:
-    for name in ("epochs", "max_steps", "batch_size", "learning_rate", "max_length", "patience"):
+    for name in ("epochs", "max_steps", "batch_size", "learning_rate", "head_learning_rate", "max_length", "patience"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise ValueError(f"expected {name} above 0, got {value}; pass a positive number")

@@ -82,6 +82,16 @@ def _arguments(options: TrainOptions, prepared: Prepared, total_steps: int) -> T
     )
 
 
+def _head_rates(
+    options: TrainOptions, model: torch.nn.Module, new_modules: tuple[str, ...]
+) -> dict[torch.nn.Parameter, float]:
+    """Return the learning rates that are not the method's: those of the head."""
+    if options.head_learning_rate is None:
+        return {}
+    named = (item for item in model.named_parameters() if item[1].requires_grad)
+    return {p: options.head_learning_rate for n, p in named if any(f".{module}." in f".{n}" for module in new_modules)}
+
+
 def _save(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, card: TaskCard, output: Path, fused: bool
 ) -> None:
@@ -144,6 +154,7 @@ def train(
             card.precision,
             reporter,
             options.patience,
+            _head_rates(options, model, backbone.new_modules),
         )
         trainer.train(resume_from_checkpoint=None if prepared.checkpoint is None else str(prepared.checkpoint))
     state = trainer.state

@@ -68,7 +68,10 @@ def compare(
     ] = False,
     ray_address: Annotated[str | None, typer.Option(help="Run on the Ray cluster of this address.")] = None,
     ray_cpus: Annotated[int, typer.Option(help="Cores for each run on Ray.")] = 1,
-    ray_gpus: Annotated[float, typer.Option(help="Accelerators for each run on Ray; may be a fraction.")] = 0.0,
+    ray_gpus: Annotated[
+        float | None,
+        typer.Option(help="Accelerators for each run on Ray, maybe a fraction; else one if there are any."),
+    ] = None,
 ) -> None:
     """Compare methods on tasks: search, seeds, costs; a table, pictures and a page.
 
@@ -119,7 +122,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _executor(ray: bool, address: str | None, cpus: int, gpus: float) -> Executor:
+def _executor(ray: bool, address: str | None, cpus: int, gpus: float | None) -> Executor:
     if not ray and address is None:
         return run_here
     try:

@@ -118,6 +118,7 @@ class CompareOptions:
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=settings.get("learning_rate"),
+            head_learning_rate=settings.get("head_learning_rate"),
             weight_decay=settings.get("weight_decay", 0.0),
             max_length=self.max_length,
             rank=settings.get("rank"),

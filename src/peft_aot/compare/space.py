@@ -10,7 +10,7 @@ from peft_aot.methods import AdapterRequest, Method, Space, configure
 from peft_aot.suggestions import did_you_mean
 from peft_aot.task import Kind
 
-OPTIONS = ("learning_rate", "weight_decay", "rank", "virtual_tokens")
+OPTIONS = ("learning_rate", "head_learning_rate", "weight_decay", "rank", "virtual_tokens")
 """Settings that are options of `TrainOptions`; all others are fields of the method's PEFT configuration."""
 
 
@@ -101,7 +101,12 @@ def search_points(
 
 def _why_invalid(method: Method, point: Mapping[str, Any], model_type: str, room: int) -> str:
     rate, decay = point.get("learning_rate", method.learning_rate), point.get("weight_decay", 0.0)
-    for name, value, lowest in (("learning_rate", rate, None), ("weight_decay", decay, 0.0)):
+    head = point.get("head_learning_rate", rate)
+    for name, value, lowest in (
+        ("learning_rate", rate, None),
+        ("head_learning_rate", head, None),
+        ("weight_decay", decay, 0.0),
+    ):
         if not isinstance(value, (int, float)) or not (value > 0 if lowest is None else value >= lowest):
             return f"expected {name} {'above 0' if lowest is None else 'of at least 0'}, got {value!r}"
     tokens = point.get("virtual_tokens", 0)
