@@ -3,9 +3,11 @@
 `peft-aot compare` on MiniLM-L6 with at most 2,000 training and 1,000 validation examples per task, 3 epochs, batch 32,
 four trials per method and task, three seeds of the best. The tasks were chosen before any score of this comparison was
 seen: those on which a run takes the least time. Each finished run is a line of `results/compare_methods/runs.jsonl`: an
-interrupted benchmark goes on where it stopped. Long: an hour or two on 2 cores.
+interrupted benchmark goes on where it stopped. Long: two hours and more on 2 cores.
 
     python benchmarks/compare_methods.py --data-dir DIR [--report-only]
+
+It writes `results/compare_*.md` and the pictures of docs/comparison.md.
 
 `DIR` is a folder in hub layout (default: the environment variable PEFT_AOT_DATA); without one the hub is read.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -28,6 +31,7 @@ from peft_aot.compare.report.terminal import TerminalTable
 TASKS = ("sst2", "trec", "banking77")
 METHODS = ("full", "head", "bitfit", "lora", "prefix", "pafi", "hiwi", "aot", "aot-kron")
 RESULTS = Path(__file__).parent / "results"
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
 console = Console()
 
 
@@ -77,6 +81,9 @@ def main() -> None:
             )
             result = compare(options, Told(), report_only=arguments.report_only)
             console.print(TerminalTable(result.summary))
+            shutil.copy(RESULTS / name / "report" / "table.md", RESULTS / f"{name}.md")
+            for picture in ("evp", "bytes", "ratio") if name == "compare_methods" else ():
+                shutil.copy(RESULTS / name / "report" / f"{picture}.png", IMAGES / f"compare-{picture}.png")
 
 
 if __name__ == "__main__":
