@@ -1,8 +1,8 @@
 """What does a learning rate of its own for the head change? BANKING77: 77 classes, few steps, so that the head is slow.
 
-MiniLM-L6, 2,000 training and 1,000 validation examples, 3 epochs, batch 32, one seed; the head at 5e-2, the rest at each
-of three learning rates. Compare with `results/compare_methods.md`, where both have one rate. Each finished run is a line
-of `results/head_rate.jsonl`: an interrupted benchmark goes on where it stopped.
+MiniLM-L6, 2,000 training and 1,000 validation examples, 3 epochs, batch 32, one seed; the head at 5e-2, the rest at
+each of three learning rates. Compare with `results/compare_methods.md`, where both have one rate. Each finished run is
+a line of `results/head_rate.jsonl`: an interrupted benchmark goes on where it stopped.
 
     python benchmarks/head_rate.py --data-dir DIR
 

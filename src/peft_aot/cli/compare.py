@@ -66,7 +66,7 @@ def compare(
     ray: Annotated[
         bool, typer.Option("--ray", help="Run in parallel through Ray Tune, started on this machine.")
     ] = False,
-    ray_address: Annotated[str | None, typer.Option(help="Run on the Ray cluster of this address.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Run on a Ray cluster: host:6379, or auto.")] = None,
     ray_cpus: Annotated[int, typer.Option(help="Cores for each run on Ray.")] = 1,
     ray_gpus: Annotated[
         float | None,

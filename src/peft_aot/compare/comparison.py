@@ -38,7 +38,7 @@ RUNS, COSTS, REPORT, LOCK = "runs.jsonl", "costs.jsonl", "report", ".lock"
 
 
 class Executor(Protocol):
-    """Executes runs: `local.run_here`, or `on_ray.run_on_ray`."""
+    """Executes runs: `local.run_here`, or an `on_ray.RayExecutor`."""
 
     def __call__(
         self,

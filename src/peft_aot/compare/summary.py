@@ -193,10 +193,15 @@ def summarize(
         seeds=options.seeds,
         runs_done=len(counted),
         runs_planned=plan.total,
-        machines=tuple(dict.fromkeys([*(record.machine for record in counted), *(record.machine for record in costs)])),
+        machines=_machines(counted, costs),
         versions=counted[-1].versions if counted else {},
         notes=(*notes, *_notes(tasks, rows, macro_tasks, plan)),
     )
+
+
+def _machines(runs: Sequence[RunRecord], costs: Sequence[CostRecord]) -> tuple[str, ...]:
+    names = [*(record.machine for record in runs), *(record.machine for record in costs)]
+    return tuple(dict.fromkeys(name for name in names if name))  # the record of a worker that died has none
 
 
 def _cell(plan: Plan, runs: Sequence[RunRecord], task: str, method: str) -> Cell:
