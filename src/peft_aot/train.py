@@ -56,7 +56,7 @@ class TrainResult:
 
 
 def _arguments(options: TrainOptions, prepared: Prepared, total_steps: int) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(prepared.run.checkpoints),
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,
@@ -80,6 +80,9 @@ def _arguments(options: TrainOptions, prepared: Prepared, total_steps: int) -> T
         report_to="none",
         disable_tqdm=True,
     )
+    if arguments.n_gpu > 1:  # DataParallel would multiply the batch, and adapters beside modules refuse it
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _head_rates(

@@ -200,9 +200,58 @@ def test_another_protocol_in_the_directory_is_refused(
     assert (options.output / "runs.jsonl").read_bytes() == content
 
 
+def test_an_own_task_does_not_take_over_the_runs_of_a_known_one(options: CompareOptions) -> None:
+    options = dataclasses.replace(options, trials=1, seeds=1, timing_rounds=0, methods=("head",), spaces={})
+    compare(options)
+    file = options.output / "runs.jsonl"
+    line = json.loads(file.read_text(encoding="utf-8"))
+    del line["protocol"]["files"]  # as a known task of that name would have written it
+    file.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"expected files=None as in the runs in .*, got '[0-9a-f]+'"):
+        compare(options)
+
+
+def test_runs_on_other_data_are_refused(options: CompareOptions) -> None:
+    options = dataclasses.replace(options, trials=1, seeds=1, timing_rounds=0, methods=("head",), spaces={})
+    compare(options)
+    file = options.output / "runs.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace('"train_examples": 64', '"train_examples": 63'))
+    with pytest.raises(ValueError, match="expected 63 training examples of colours as in the runs in .*, got 64"):
+        compare(options)
+
+
+def test_a_method_that_cannot_adapt_the_backbone_is_left_out(options: CompareOptions) -> None:
+    spaces = {"lora": {"learning_rate": (1e-3,), "rank": (2,), "target_modules": ("no_such_layer",)}}
+    options = dataclasses.replace(options, trials=1, seeds=1, timing_rounds=2, methods=("head", "lora"), spaces=spaces)
+    result = compare(options)
+    assert [row.cells[0].status for row in result.summary.methods] == ["done", "not applicable"]
+    assert result.summary.methods[1].cells[0].reason.startswith("it cannot adapt this backbone: ")
+    assert result.summary.runs_done == result.summary.runs_planned == 1
+
+
+def test_a_broken_disk_stops_the_comparison_and_fails_no_run(
+    options: CompareOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("peft_aot.compare.execute.train", broken)
+    monkeypatch.setattr("peft_aot.compare.execute.FULL_DISK", 2**80)
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        compare(options)
+    assert lines(options) == []
+    monkeypatch.setattr("peft_aot.compare.execute.FULL_DISK", 0)
+    compare(dataclasses.replace(options, timing_rounds=0))
+    assert {run.reason for run in lines(options)} == {"RuntimeError: unexpected pos 64 vs 0"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"max_length": 65},
+            r"expected max_length of at most 64 \(the backbone's 64 positions less the virtual tokens",
+        ),
         ({"tasks": ("rtee",)}, r"unknown task 'rtee'; did you mean 'rte'\?"),
         ({"methods": ("lorra",), "spaces": {}}, r"unknown method 'lorra'; did you mean 'lora'\?"),
         ({"spaces": {"lora": {"rank": (0,)}}}, r"expected a search space of 'lora' with a valid point, got 4 without"),
@@ -229,6 +278,8 @@ def test_a_backbone_that_is_not_there_is_refused_with_the_closest_name(options: 
     ("changes", "message"),
     [
         ({"trials": 0}, "expected trials above 0, got 0; pass a positive number"),
+        ({"patience": -1}, "expected patience above 0, got -1; pass a positive number"),
+        ({"max_length": 0}, "expected max_length above 0, got 0; pass a positive number"),
         ({"timing_rounds": 1}, "expected timing_rounds of 0 or at least 2, got 1"),
         ({"tasks": ()}, "expected at least one of tasks, got none; name some"),
         ({"methods": ("aot", "aot")}, "expected each of methods once, got aot, aot; name each once"),

@@ -65,6 +65,8 @@ def test_seeds_wait_for_the_whole_search_of_their_method_and_task_only() -> None
 def test_failed_runs_are_not_run_again_and_a_search_that_failed_has_no_seeds() -> None:
     records = [finish(run, None) for run in PLAN.search()]
     assert PLAN.startable(records) == []
+    assert all(PLAN.is_hopeless(records, *pair) for pair in PLAN.pairs)
+    assert not any(PLAN.is_hopeless(records[:-1], *pair) for pair in PLAN.pairs[-1:])
     assert best_run(records) is None
     assert best_run([]) is None
 
@@ -75,6 +77,12 @@ def test_the_best_may_be_negative_and_the_first_of_equals_wins() -> None:
     assert best_run([finish(first, 0.0), finish(second, -0.1)]) == first
     assert best_run([finish(first, 0.2), finish(second, 0.2)]) == first
     assert best_run([finish(first, None), finish(second, -0.9)]) == second
+
+
+def test_a_method_that_the_backbone_refuses_is_left_out() -> None:
+    left = PLAN.without({"aot": "no blocks"})
+    assert left.pairs == [("short", "lora")]
+    assert left.excluded["long", "aot"] == "no blocks" and left.excluded["long", "lora"] == "cannot"
 
 
 def test_more_trials_later_keep_what_was_run() -> None:

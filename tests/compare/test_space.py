@@ -21,6 +21,13 @@ def test_every_combination_comes_once(sizes: list[int]) -> None:
     assert len({json.dumps(point, sort_keys=True) for point in found}) == len(found)
 
 
+def test_the_longest_axis_turns_fastest_whatever_its_place() -> None:
+    found = points({"learning_rate": (1, 2), "rank": (4, 8, 16, 32)})
+    assert {point["rank"] for point in found[:4]} == {4, 8, 16, 32}
+    assert {point["learning_rate"] for point in found[:4]} == {1, 2}
+    assert list(found[0]) == ["learning_rate", "rank"]
+
+
 @pytest.mark.parametrize("name", method_names())
 def test_half_the_space_has_seen_every_value_of_every_axis(name: str) -> None:
     space = get_method(name).space

@@ -110,6 +110,33 @@ def test_a_task_that_a_method_cannot_do_is_left_out_for_all() -> None:
     assert "LoRA cannot do rte" in found.notes
 
 
+def test_a_seed_that_failed_counts_as_the_lowest_score_of_the_task() -> None:
+    failed = record("rte", None, "aot", 1, 1, POINTS["aot"][1], status="failed", reason="diverged")
+    found = cell(summary([*search("rte", "aot", 0.5, 0.7), failed]), "aot", "rte")
+    assert (found.seed_scores, found.median, found.failed) == ((0.7, 0.5), 0.6, 1)
+
+
+def test_a_search_that_failed_is_over() -> None:
+    found = summary(search("rte", "aot", None, None))
+    assert (found.runs_done, found.runs_planned) == (2, 12 - 1)
+
+
+def test_rows_that_were_missing_when_it_ran_are_labelled_for_ever() -> None:
+    found = summary(search("rte", "aot", 0.5, 0.7, partial=["validation"]))
+    assert [task.label for task in found.tasks] == ["rte (partial)", "boolq (partial)"]
+
+
+def test_runs_that_were_not_made_alike_are_noted() -> None:
+    runs = [
+        *search("rte", "aot", 0.5, 0.7, precision="bf16"),
+        *search("rte", "lora", 0.5, 0.7, machine="another", versions={"torch": "3"}),
+    ]
+    notes = " ".join(summary(runs).notes)
+    for part in ("not all was measured on one machine", "some in bf16", "different versions of packages"):
+        assert part in notes
+    assert "bf16" not in " ".join(summary(search("rte", "aot", 0.5, 0.7)).notes)
+
+
 def test_costs_are_of_the_best_settings_and_the_fused_table() -> None:
     runs = [
         *search("rte", "aot", 0.5, 0.7, stored_bytes=100, trained_parameters=5, peak_memory_bytes=7, train_seconds=2.0),

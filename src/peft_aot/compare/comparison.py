@@ -112,7 +112,7 @@ def compare(
     view = view or View()
     facts, plan = prepare(options)
     with _locked(options.output):
-        runs, costs = _open(options)
+        runs, costs = _open(options, facts)
         for text in (*runs.notes, *costs.notes):
             view.note(text)
 
@@ -122,7 +122,8 @@ def compare(
 
         if report_only:
             return CompareResult(*report(), None)
-        speeds = measure_speeds(options, plan, facts, lambda name: view.step(f"measuring the speed of {name}"))
+        speeds, refused = measure_speeds(options, plan, facts, lambda name: view.step(f"measuring the speed of {name}"))
+        plan = plan.without(refused)
         estimator = Estimator(options, facts, speeds)
         estimate = estimator.estimate(plan, runs.records)
         view.begin(plan, runs.records, estimate)
@@ -153,13 +154,20 @@ def prepare(options: CompareOptions) -> tuple[list[TaskFacts], Plan]:
     check_methods(options.spaces, options.methods)
     tokenizer = load_tokenizer(options.model)
     config = AutoConfig.from_pretrained(options.model)
-    room = min(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length, 10**6)
+    room = min(getattr(config, "max_position_embeddings", None) or 10**6, tokenizer.model_max_length)
     points = {
         method.name: search_points(
             method, options.spaces.get(method.name, {}), options.trials, str(config.model_type), room
         )
         for method in methods
     }
+    virtual = [p.get("virtual_tokens", 20) for m in methods if m.virtual_tokens for p in points[m.name]]
+    longest = room - max(virtual, default=0)
+    if options.max_length is not None and options.max_length > longest:
+        raise ValueError(
+            f"expected max_length of at most {longest} (the backbone's {room} positions less the virtual tokens of the "
+            f"methods compared), got {options.max_length}; pass a smaller max_length"
+        )
     facts = gather(options, tokenizer)
     excluded = {}
     for task in facts:
@@ -196,18 +204,26 @@ def _locked(output: Path) -> Iterator[None]:
         lock.release()
 
 
-def _open(options: CompareOptions) -> tuple[RecordFile[RunRecord], RecordFile[CostRecord]]:
+def _open(options: CompareOptions, facts: Sequence[TaskFacts]) -> tuple[RecordFile[RunRecord], RecordFile[CostRecord]]:
     runs = RecordFile(options.output / RUNS, RunRecord)
     costs = RecordFile(options.output / COSTS, CostRecord)
-    names = {task_name(task) for task in options.tasks}
+    tasks = {task_name(task) for task in options.tasks}
     shared = options.protocol()
-    expected = [(r.protocol, options.protocol_of(r.task) if r.task in names else shared) for r in runs.records]
+    expected = [(r.protocol, options.protocol_of(r.task) if r.task in tasks else shared) for r in runs.records]
     for protocol, ours in [*expected, *((record.protocol, shared) for record in costs.records)]:
-        wrong = {name: (found, ours[name]) for name, found in protocol.items() if name in ours and found != ours[name]}
+        names = ours.keys() if ours is shared else protocol.keys() | ours.keys()
+        wrong = {name: (protocol.get(name), ours.get(name)) for name in names if protocol.get(name) != ours.get(name)}
         for name, (found, wanted) in wrong.items():
             raise ValueError(
                 f"expected {name}={found!r} as in the runs in {options.output}, got {wanted!r}; pass the same options, "
                 "or another output: scores of different protocols do not compare"
+            )
+    examples = {task.name: len(task.train) for task in facts}
+    for record in runs.records:
+        if record.status == "done" and record.train_examples != examples.get(record.task, record.train_examples):
+            raise ValueError(
+                f"expected {record.train_examples} training examples of {record.task} as in the runs in "
+                f"{options.output}, got {examples[record.task]}; read the same data, or pass another output"
             )
     return runs, costs
 
@@ -220,10 +236,11 @@ def _measure_costs(
     costs: RecordFile[CostRecord],
     view: View,
 ) -> None:
-    measured = {record.method for record in costs.records}
+    variants = {name: {r.variant for r in costs.records if r.method == name} for name in plan.points}
+    measured = {name for name, found in variants.items() if found and found != {"factors"}}  # not half of AoT's
     readable = [task for task in facts if task.task.kind != "multiple_choice"]
     for name, tried in plan.points.items():
-        if name in measured or not readable:
+        if name in measured or all((task.name, name) in plan.excluded for task in readable):
             continue
         best = [best_run(plan.records_of(runs.records, task.name, name)) for task in readable]
         settings = next((run.settings for run in reversed(best) if run is not None), tried[0])

@@ -1,9 +1,9 @@
 """What a method costs at inference: its time over the bare backbone's, both timed in turn in one run.
 
 The time does not depend on the values of an adapter, so that it is measured once per method, on fresh adapters that
-change the output where that matters (AoT), in float32, on one batch of real texts. What PEFT can fold into weights is
-timed as it is trained, and AoT twice: from its factors and from its fused table, whose logits are
-compared first.
+change the output where that matters (AoT), in float32, on one batch of real texts. Each is
+saved and loaded again, as it is served. What PEFT could fold into weights (LoRA, IA3) is timed as it was loaded, and
+AoT twice: from its factors and from its fused table, whose logits are compared first.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from peft_aot.aot.config import AoTConfig
 from peft_aot.features import collator, encode
 from peft_aot.loading import load_backbone, pick_device
 from peft_aot.machine import describe_processor
-from peft_aot.methods import AdapterRequest, configure, get_method
+from peft_aot.methods import configure, get_method
 from peft_aot.rendering import Item
 from peft_aot.timing import interleave
 
 from .execute import now, versions
 from .options import CompareOptions
 from .records import CostRecord
+from .space import request_of
 
 BATCH = 16
 MAX_LENGTH = 128
@@ -60,27 +61,22 @@ def measure_cost(
     rows = [{name: value for name, value in row.items() if name != "labels"} for row in features.rows]
     batch = {name: value.to(device) for name, value in collator(bare.tokenizer, "classification")(rows).items()}
     adapted = load_backbone(options.model, "classification", LABELS)
-    request = AdapterRequest(
-        str(adapted.model.config.model_type),
-        "classification",
-        adapted.new_modules,
-        settings.get("rank"),
-        settings.get("virtual_tokens", 20),
-    )
+    request = request_of(settings, str(adapted.model.config.model_type), "classification", adapted.new_modules)
     config = configure(method, request)
     models: dict[str, torch.nn.Module] = {"bare": bare.model}
     with tempfile.TemporaryDirectory(prefix="peft-aot-cost-") as folder:
         if config is None:
             models[""] = adapted.model
         elif not isinstance(config, AoTConfig):
-            models[""] = get_peft_model(adapted.model, config)
+            get_peft_model(adapted.model, config).save_pretrained(folder)
+            models[""] = _loaded(options.model, folder)
         else:
             config = dataclasses.replace(config, init_weights=False)
-            factors = models["factors"] = get_peft_model(adapted.model, config)
-            if config.bottleneck_input != "hidden":
-                factors.save_pretrained(folder, fuse=True)
-                other = load_backbone(options.model, "classification", LABELS)
-                models["table"] = PeftModel.from_pretrained(other.model, folder)
+            fused = config.bottleneck_input != "hidden"
+            get_peft_model(adapted.model, config).save_pretrained(folder, fuse=fused)
+            models["factors"] = _loaded(options.model, folder, use_table=False)
+            if fused:
+                models["table"] = _loaded(options.model, folder)
         calls: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
             calls[name] = partial(_logits, model.eval().to(device), batch)
@@ -111,6 +107,13 @@ def measure_cost(
         for name, timing in timings.items()
         if name != "bare"
     ]
+
+
+def _loaded(model: str, folder: str, **kwargs: Any) -> torch.nn.Module:
+    """Load a saved adapter as a user does: frozen, for inference."""
+    backbone = load_backbone(model, "classification", LABELS).model
+    loaded: torch.nn.Module = PeftModel.from_pretrained(backbone, folder, **kwargs)
+    return loaded
 
 
 def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

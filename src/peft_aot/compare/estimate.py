@@ -90,7 +90,7 @@ class Estimator:
         runs = len(todo)
         for task, method in plan.pairs:  # which settings the seeds will have is not known yet, but not their number
             seeds = {r.seed for r in records if (r.task, r.method) == (task, method) and 0 < r.seed < plan.seeds}
-            again = plan.seeds - 1 - len(seeds)
+            again = 0 if plan.is_hopeless(records, task, method) else plan.seeds - 1 - len(seeds)
             runs += again
             seconds += again * self.seconds(Run(task, method, 0, {}, 0), records)
         return Estimate(runs, seconds, max(speed.memory_bytes for speed in self.speeds.values()))
@@ -101,7 +101,7 @@ def measure_speeds(
     plan: Plan,
     facts: Sequence[TaskFacts],
     on_step: Callable[[str], None] = lambda _: None,
-) -> dict[str, Speed]:
+) -> tuple[dict[str, Speed], dict[str, str]]:
     """Take a few training steps with every method.
 
     Args:
@@ -109,14 +109,24 @@ def measure_speeds(
         plan: Its runs.
         facts: Its tasks.
         on_step: Told which method is measured.
+
+    Returns:
+        Method -> speed, and method -> why the backbone refuses it, for those that cannot adapt it at all.
     """
-    speeds = {}
+    speeds, refused = {}, {}
     for method in plan.points:
         able = [task for task in facts if (task.name, method) not in plan.excluded]
         if able:
             on_step(method)
-            speeds[method] = _measure(options, method, plan.points[method][0], able)
-    return speeds
+            try:
+                speeds[method] = _measure(options, method, plan.points[method][0], able)
+            except _RefusedError as error:
+                refused[method] = str(error)
+    return speeds, refused
+
+
+class _RefusedError(Exception):
+    """The backbone cannot be adapted by a method."""
 
 
 def _measure(options: CompareOptions, name: str, point: dict[str, object], able: Sequence[TaskFacts]) -> Speed:
@@ -127,12 +137,17 @@ def _measure(options: CompareOptions, name: str, point: dict[str, object], able:
         backbone = load_backbone(options.model, task.task.kind, task.task.labels)
         request = request_of(point, str(backbone.model.config.model_type), task.task.kind, backbone.new_modules)
         config = configure(get_method(name), request)
-        model: torch.nn.Module = backbone.model if config is None else get_peft_model(backbone.model, config)
+        try:
+            model: torch.nn.Module = backbone.model if config is None else get_peft_model(backbone.model, config)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise _RefusedError(f"it cannot adapt this backbone: {error}") from error
         model.train().to(device)
         overhead = 2 * (time.monotonic() - started)  # loading, and about as much for saving the best epoch
         step = _Step(model, pick_precision(options.precision, device), device)
         collate = collator(backbone.tokenizer, task.task.kind)
-        order = sorted(range(len(task.train)), key=lambda index: task.train.lengths[index])
+        virtual = request.virtual_tokens if get_method(name).virtual_tokens else 0
+        room = backbone.tokenizer.model_max_length - virtual  # training cuts texts to that
+        order = sorted(_fitting(task, room), key=lambda index: task.train.lengths[index])
         middle = len(order) // 2 - options.batch_size // 2
         typical = collate([task.train[i] for i in order[max(0, middle) :][: options.batch_size]])
         step(typical)  # the first one allocates
@@ -141,18 +156,26 @@ def _measure(options: CompareOptions, name: str, point: dict[str, object], able:
             step(typical)
         seconds = (time.monotonic() - started) / STEPS
         if task.task.kind != "multiple_choice":
-            longest = _longest(able, collate, options.batch_size)
+            longest = _longest(able, collate, options.batch_size, room)
             step({**longest, "labels": typical["labels"].new_zeros(len(longest["labels"]))})
     return Speed(seconds / typical["attention_mask"].sum().item(), overhead, memory.bytes)
 
 
 def _longest(
-    able: Sequence[TaskFacts], collate: Callable[[list[Feature]], dict[str, torch.Tensor]], size: int
+    able: Sequence[TaskFacts], collate: Callable[[list[Feature]], dict[str, torch.Tensor]], size: int, room: int
 ) -> dict[str, torch.Tensor]:
     """Make the batch that needs most memory; its labels may be another task's."""
     longest = max((t for t in able if t.task.kind != "multiple_choice"), key=lambda task: max(task.train.lengths))
-    order = sorted(range(len(longest.train)), key=lambda index: -longest.train.lengths[index])
+    order = sorted(_fitting(longest, room), key=lambda index: -longest.train.lengths[index])
     return collate([longest.train[i] for i in order[:size]])
+
+
+def _fitting(task: TaskFacts, room: int) -> list[int]:
+    """Name the training examples of at most `room` tokens, or the shortest one if there are none."""
+    lengths = task.train.lengths
+    return [i for i, length in enumerate(lengths) if length <= room] or [
+        min(range(len(lengths)), key=lengths.__getitem__)
+    ]
 
 
 class _Step:

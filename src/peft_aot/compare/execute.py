@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from peft_aot.loading import pick_device
 from peft_aot.loop import StopRequest
@@ -18,6 +21,7 @@ from .memory import PeakMemory, release_unused
 from .options import CompareOptions
 from .records import Run, RunRecord
 
+FULL_DISK = 50 * 2**20  # bytes
 PACKAGES = ("peft_aot", "peft", "transformers", "torch")
 
 
@@ -41,7 +45,8 @@ def execute(
 
     Raises:
         TrainingInterrupted, KeyboardInterrupt: The run was stopped; nothing of it is kept.
-        OSError: The disk or the data failed, which the other runs would meet as well.
+        OSError, torch.AcceleratorError, RuntimeError: The disk, the device or the data failed, which the other runs
+            would meet as well.
     """
     history: list[dict[str, float | None]] = []
 
@@ -67,12 +72,10 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="peft-aot-run-") as folder, PeakMemory(device) as memory:
         try:
             result = train(options.train_options(run, Path(folder) / "run"), remember, stop)
-        except (
-            ValueError,
-            TypeError,
-            ArithmeticError,
-            RuntimeError,
-        ) as error:  # torch's out-of-memory is a RuntimeError
+        except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+            # a broken device or a full disk is no fault of the run; a lack of memory is one
+            if isinstance(error, torch.AcceleratorError) or shutil.disk_usage(folder).free < FULL_DISK:
+                raise
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     status: Literal["done", "failed"] = "failed" if result is None else "done"
     return RunRecord(

@@ -17,6 +17,8 @@ INTERVAL = 0.02  # seconds between two looks at the process
 def release_unused() -> None:
     """Give memory that is no longer used back to the system, so that it does not count as the next run's."""
     gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others return memory of themselves
         if trim is not None:

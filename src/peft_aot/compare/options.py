@@ -72,8 +72,8 @@ class CompareOptions:
     timing_rounds: int = 30
 
     def __post_init__(self) -> None:
-        for name in ("trials", "seeds", "epochs", "batch_size"):
-            if getattr(self, name) <= 0:
+        for name in ("trials", "seeds", "epochs", "batch_size", "patience", "max_length"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"expected {name} above 0, got {getattr(self, name)}; pass a positive number")
         if self.timing_rounds < 0 or self.timing_rounds == 1:
             raise ValueError(

@@ -41,6 +41,16 @@ class Plan:
         """Number of runs."""
         return sum(len(self.points[method]) + self.seeds - 1 for _, method in self.pairs)
 
+    def without(self, refused: Mapping[str, str]) -> Plan:
+        """Return the plan without methods that the backbone refuses, given why."""
+        more = {(task, name): reason for name, reason in refused.items() for task in self.tasks}
+        return replace(self, excluded={**more, **self.excluded})
+
+    def is_hopeless(self, records: Sequence[RunRecord], task: str, method: str) -> bool:
+        """Whether a search is over in which every run failed, so that its further seeds will never start."""
+        search = self.records_of(records, task, method)
+        return len(search) == len(self.points[method]) and best_run(search) is None
+
     def search(self) -> list[Run]:
         """The runs of the search, in order."""
         rounds = max(map(len, self.points.values()))

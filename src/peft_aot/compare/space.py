@@ -17,8 +17,8 @@ OPTIONS = ("learning_rate", "head_learning_rate", "weight_decay", "rank", "virtu
 def points(space: Space) -> list[dict[str, Any]]:
     """List every combination of a search space's values, in the order in which a search tries them.
 
-    The first axis turns fastest, and every round pairs its values with the others anew: as many trials as the longest
-    axis has values have seen every value of every axis, so that a search that is cut short is not one-sided.
+    The longest axis (of equals the first) turns fastest, and every round pairs its values with the others anew: as many
+    trials as it has values have seen every value of every axis, so that a search that is cut short is not one-sided.
 
     Raises:
         ValueError: An axis has no values.
@@ -26,7 +26,8 @@ def points(space: Space) -> list[dict[str, Any]]:
     for name, values in space.items():
         if not values:
             raise ValueError(f"expected values for {name!r} in a search space, got none; give some or leave it out")
-    names, sizes = list(space), [len(values) for values in space.values()]
+    names = sorted(space, key=lambda name: -len(space[name]))
+    sizes = [len(space[name]) for name in names]
     found = []
     for number in range(math.prod(sizes)):
         digits, rest = [], number
@@ -34,7 +35,8 @@ def points(space: Space) -> list[dict[str, Any]]:
             rest, digit = divmod(rest, size)
             digits.append(digit)
         turned = digits[:1] + [(digit + digits[0]) % size for digit, size in zip(digits[1:], sizes[1:], strict=True)]
-        found.append({name: space[name][digit] for name, digit in zip(names, turned, strict=True)})
+        chosen = {name: space[name][digit] for name, digit in zip(names, turned, strict=True)}
+        found.append({name: chosen[name] for name in space})
     return found
 
 

@@ -169,7 +169,7 @@ def summarize(
         notes: What else a reader must know.
     """
     tasks = tuple(
-        TaskColumn(task.name, task.task.metrics, task.partial, len(task.train))
+        TaskColumn(task.name, task.task.metrics, _partial(task, runs), len(task.train))
         for task in facts
         if task.name in plan.tasks
     )
@@ -192,11 +192,17 @@ def summarize(
         trials=options.trials,
         seeds=options.seeds,
         runs_done=len(counted),
-        runs_planned=plan.total,
+        runs_planned=plan.total
+        - (plan.seeds - 1) * sum(plan.is_hopeless(runs, task, method) for task, method in plan.pairs),
         machines=_machines(counted, costs),
         versions=counted[-1].versions if counted else {},
-        notes=(*notes, *_notes(tasks, rows, macro_tasks, plan)),
+        notes=(*notes, *_notes(tasks, rows, macro_tasks, plan), *_mixture(counted, costs)),
     )
+
+
+def _partial(task: TaskFacts, runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Splits of which rows are missing now, or were when a run was made."""
+    return tuple(dict.fromkeys([*task.partial, *(name for r in runs if r.task == task.name for name in r.partial)]))
 
 
 def _machines(runs: Sequence[RunRecord], costs: Sequence[CostRecord]) -> tuple[str, ...]:
@@ -204,11 +210,23 @@ def _machines(runs: Sequence[RunRecord], costs: Sequence[CostRecord]) -> tuple[s
     return tuple(dict.fromkeys(name for name in names if name))  # the record of a worker that died has none
 
 
+def _mixture(runs: Sequence[RunRecord], costs: Sequence[CostRecord]) -> list[str]:
+    """Say where the runs were not all made alike, so that a reader does not compare what does not compare."""
+    notes = []
+    if len(_machines(runs, costs)) > 1:
+        notes.append("not all was measured on one machine: times and memory compare only in part")
+    if len({record.precision for record in runs if record.precision}) > 1:
+        notes.append("some runs were computed in fp32 and some in bf16")
+    if len({tuple(sorted(record.versions.items())) for record in runs}) > 1:
+        notes.append("the runs were made with different versions of packages; those named are the last run's")
+    return notes
+
+
 def _cell(plan: Plan, runs: Sequence[RunRecord], task: str, method: str) -> Cell:
     search = plan.records_of(runs, task, method)
     best = best_run(search)
     again = [] if best is None else [r for r in runs if r.run.key[:3] == best.key[:3] and r.seed < plan.seeds]
-    seeds = tuple(r.score for r in sorted(again, key=lambda record: record.seed) if r.score is not None)
+    seeds = tuple(_with_failures(sorted(again, key=lambda record: record.seed), runs))
     failures = [record for record in (*search, *(r for r in again if r.seed)) if record.status == "failed"]
     reason = plan.excluded.get((task, method), "")
     if reason:
