@@ -32,7 +32,8 @@ from .plan import Plan, best_run
 from .records import CostRecord, RecordFile, Run, RunRecord
 from .report.write import write_report
 from .space import check_methods, request_of, search_points
-from .summary import Summary, summarize
+from .summarize import summarize
+from .summary import Summary
 
 RUNS, COSTS, REPORT, LOCK = "runs.jsonl", "costs.jsonl", "report", ".lock"
 

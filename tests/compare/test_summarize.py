@@ -12,7 +12,8 @@ from peft_aot.compare.facts import TaskFacts
 from peft_aot.compare.options import CompareOptions
 from peft_aot.compare.plan import Plan
 from peft_aot.compare.records import RunRecord
-from peft_aot.compare.summary import Cell, Summary, summarize
+from peft_aot.compare.summarize import summarize
+from peft_aot.compare.summary import Cell, Summary
 from peft_aot.features import Features
 from peft_aot.tasks import get_task
 from records import cost, record
