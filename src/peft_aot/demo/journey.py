@@ -190,6 +190,7 @@ def _train_once(
         method=method,
         epochs=options.epochs,
         batch_size=options.batch_size,
+        learning_rate=data.task.learning_rate if method == "aot" else None,
         max_length=options.max_length,
         fuse=method == "aot",
         overwrite=True,
