@@ -456,7 +456,7 @@ def test_a_stack_that_reorders_its_batch_is_refused_in_mixed_batches() -> None:
     model = get_peft_model(xlnet, AoTConfig(r=2, **HIDDEN)).eval()
     ids = torch.randint(5, 50, (2, 6))
     model(input_ids=ids)
-    with pytest.raises(ValueError, match=r"expected hidden states of 2 examples, got shape \(6, 2, 32\).*set_adapter"):
+    with pytest.raises(ValueError, match="call without adapter_names, got some: XLNet turns its batch about"):
         model(input_ids=ids, adapter_names=["default", "__base__"])
 
 
