@@ -366,6 +366,10 @@ def test_a_stack_that_reorders_its_batch_is_refused_in_mixed_batches() -> None:
         model(input_ids=ids)
         with pytest.raises(ValueError, match="call without adapter_names, got some: XLNet turns its batch about"):
             model(input_ids=ids, adapter_names=["default", "__base__"])
+    model.base_model.cannot_mix = None  # as for a backbone that is not known by name
+    ids = torch.randint(5, 50, (2, 6))
+    with pytest.raises(ValueError, match="embeds 2 examples as 2 rows, got 6 in XLNetModel, which reorders"):
+        model(input_ids=ids, adapter_names=["default", "__base__"])
 
 
 def test_stated_ids_are_checked() -> None:

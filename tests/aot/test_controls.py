@@ -458,6 +458,9 @@ def test_a_stack_that_reorders_its_batch_is_refused_in_mixed_batches() -> None:
     model(input_ids=ids)
     with pytest.raises(ValueError, match="call without adapter_names, got some: XLNet turns its batch about"):
         model(input_ids=ids, adapter_names=["default", "__base__"])
+    model.base_model.cannot_mix = None  # as for a backbone that is not known by name
+    with pytest.raises(ValueError, match=r"expected hidden states of 2 examples, got shape \(6, 2, 32\).*set_adapter"):
+        model(input_ids=ids, adapter_names=["default", "__base__"])
 
 
 # sums
