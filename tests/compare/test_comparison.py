@@ -13,6 +13,7 @@ import pytest
 
 from peft_aot.compare import CompareOptions, View, compare
 from peft_aot.compare.estimate import Estimate
+from peft_aot.compare.executor import RunListener
 from peft_aot.compare.local import run_here
 from peft_aot.compare.plan import Plan
 from peft_aot.compare.records import CostRecord, RecordFile, Run, RunRecord
@@ -121,8 +122,8 @@ def test_the_same_run_gives_the_same_score_and_another_seed_another_model(option
 def test_a_killed_comparison_goes_on_and_repeats_nothing(options: CompareOptions) -> None:
     options = dataclasses.replace(options, timing_rounds=0)
 
-    def killed(options: CompareOptions, runs: Sequence[Run], *told: Any) -> None:
-        run_here(options, runs[:1], *told)
+    def killed(options: CompareOptions, runs: Sequence[Run], listener: RunListener) -> None:
+        run_here(options, runs[:1], listener)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -33,7 +33,7 @@ ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "peft
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.exceptions import RayTaskError  # noqa: E402
 
-from peft_aot.compare import on_ray  # noqa: E402
+from peft_aot.compare import on_ray, ray_cluster  # noqa: E402
 from peft_aot.compare.on_ray import RayExecutor  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("ray")  # one Ray at a time: each takes all cores
@@ -90,26 +90,22 @@ class Told:
 
     def __init__(self) -> None:
         self.order: list[tuple[str, str]] = []
-        self.started: list[Run] = []
+        self.begun: list[Run] = []
         self.phases: list[str] = []
         self.records: list[RunRecord] = []
 
-    def on_start(self, run: Run) -> None:
+    def started(self, run: Run) -> None:
         self.order.append(("started", run.method))
-        self.started.append(run)
+        self.begun.append(run)
 
-    def on_progress(self, run: Run, progress: Progress) -> None:
-        assert run in self.started
+    def progress(self, run: Run, progress: Progress) -> None:
+        assert run in self.begun
         self.phases.append(progress.phase)
 
-    def on_finish(self, record: RunRecord) -> None:
-        assert record.run in self.started
+    def finished(self, record: RunRecord) -> None:
+        assert record.run in self.begun
         self.order.append(("finished", record.method))
         self.records.append(record)
-
-    @property
-    def calls(self) -> tuple[Any, Any, Any]:
-        return self.on_start, self.on_progress, self.on_finish
 
 
 def comparable(record: RunRecord) -> dict[str, Any]:
@@ -168,8 +164,8 @@ def test_a_worker_that_dies_costs_its_own_run_only(
     monkeypatch.setattr(on_ray, "execute", die)
     told = Told()
     runs = runs_of("bitfit", "aot", "lora")
-    RayExecutor(cluster)(options, runs, *told.calls)
-    assert sorted(told.started, key=lambda run: run.key) == sorted(runs, key=lambda run: run.key)
+    RayExecutor(cluster)(options, runs, told)
+    assert sorted(told.begun, key=lambda run: run.key) == sorted(runs, key=lambda run: run.key)
     assert {"evaluate", "train"} == set(told.phases)
     kinds = [kind for kind, _ in told.order]
     assert "finished" in kinds[:3], "a record is handed over when its run ends"
@@ -193,13 +189,14 @@ def test_a_stop_ends_workers_at_once(
         time.sleep(600)
         raise OSError("it was to be stopped")
 
-    def stop(run: Run, progress: Progress) -> None:
-        raise KeyboardInterrupt  # as Ctrl-C does, wherever Python is
+    class Stopping(Told):
+        def progress(self, run: Run, progress: Progress) -> None:
+            raise KeyboardInterrupt  # as Ctrl-C does, wherever Python is
 
     monkeypatch.setattr(on_ray, "execute", hang)
-    told = Told()
+    told = Stopping()
     with pytest.raises(KeyboardInterrupt):
-        RayExecutor(cluster)(options, runs_of("aot"), told.on_start, stop, told.on_finish)
+        RayExecutor(cluster)(options, runs_of("aot"), told)
     assert not ray.is_initialized() and told.records == []
     deadline = time.monotonic() + 20
     while psutil.pid_exists(int(worker.read_text())) and time.monotonic() < deadline:
@@ -218,7 +215,7 @@ def trial(folder: Path, error: Exception | None, text: str = "Failure # 1 (occur
 
 
 def listener(options: CompareOptions, told: Told) -> Any:
-    return on_ray._Listener(options, runs_of("aot"), *told.calls)
+    return on_ray._Trials(options, runs_of("aot"), told)
 
 
 def test_what_a_run_raises_reaches_the_driver(options: CompareOptions, tmp_path: Path) -> None:
@@ -241,13 +238,11 @@ def test_workers_that_cannot_start_stop_everything(options: CompareOptions, tmp_
 
 
 def test_what_the_caller_raises_is_raised(options: CompareOptions) -> None:
-    told = Told()
-    heard = listener(options, told)
+    class Full(Told):
+        def started(self, run: Run) -> None:
+            raise OSError("disk full")
 
-    def full(run: Run) -> None:
-        raise OSError("disk full")
-
-    heard.on_start = full
+    heard = listener(options, Full())
     with pytest.raises(on_ray._Stopped) as stopped:
         heard.on_trial_start(0, [], SimpleNamespace(config={"run": 0}))
     assert str(stopped.value.reason) == "disk full"
@@ -267,35 +262,35 @@ def test_arguments_that_make_no_sense(arguments: dict[str, Any], message: str) -
 
 
 def test_no_cluster_at_the_address(options: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_ray, "PATIENCE", 2.0)
+    monkeypatch.setattr(ray_cluster, "PATIENCE", 2.0)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         message = f"expected a Ray cluster at {address}, got: no answer within 2 seconds; start one with `ray start"
         with pytest.raises(ConnectionError, match=message):
-            RayExecutor(address)(options, runs_of("aot"), *Told().calls)
+            RayExecutor(address)(options, runs_of("aot"), Told())
     assert not ray.is_initialized()
 
 
 def test_an_address_that_is_none(options: CompareOptions) -> None:
     with pytest.raises(ConnectionError, match="got: ValueError: Invalid address format: nonsense; start one"):
-        RayExecutor("nonsense")(options, runs_of("aot"), *Told().calls)
+        RayExecutor("nonsense")(options, runs_of("aot"), Told())
 
 
 def test_a_cluster_that_does_not_go_with_this_process(options: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**arguments: Any) -> None:
         raise RuntimeError("Version mismatch:\n    Python: 3.12")
 
-    monkeypatch.setattr(on_ray, "_check", lambda address: None)
+    monkeypatch.setattr(ray_cluster, "_check", lambda address: None)
     monkeypatch.setattr(ray, "init", refuse)
     message = "expected a Ray cluster at head:6379, got: Version mismatch: Python: 3.12; start one"
     with pytest.raises(ConnectionError, match=message):
-        RayExecutor("head:6379")(options, runs_of("aot"), *Told().calls)
+        RayExecutor("head:6379")(options, runs_of("aot"), Told())
 
 
 def test_a_run_larger_than_any_machine(options: CompareOptions, cluster: str) -> None:
     with pytest.raises(ValueError, match="expected a machine with 3 cores and 0 accelerators .* got .* 2 and 0; pass"):
-        RayExecutor(cluster, cpus_per_run=3)(options, runs_of("aot"), *Told().calls)
+        RayExecutor(cluster, cpus_per_run=3)(options, runs_of("aot"), Told())
     assert not ray.is_initialized()
 
 
@@ -315,7 +310,7 @@ def test_accelerators_of_a_run(monkeypatch: pytest.MonkeyPatch, wanted: float | 
 def test_a_process_that_is_connected_already(options: CompareOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with pytest.raises(ValueError, match="expected a process that is not connected to Ray, got one that is; call ray"):
-        RayExecutor()(options, runs_of("aot"), *Told().calls)
+        RayExecutor()(options, runs_of("aot"), Told())
 
 
 def test_without_ray_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

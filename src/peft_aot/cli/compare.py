@@ -17,8 +17,8 @@ from rich.table import Table
 import peft_aot.compare as comparing
 from peft_aot.cli.quiet import quiet_libraries
 from peft_aot.compare import CompareOptions, CompareResult, View
-from peft_aot.compare.comparison import Executor
 from peft_aot.compare.estimate import Estimate
+from peft_aot.compare.executor import Executor
 from peft_aot.compare.local import run_here
 from peft_aot.compare.options import CONTROLS, DEFAULT_METHODS
 from peft_aot.compare.plan import Plan

@@ -9,11 +9,11 @@ Whatever is finished stands in files below `options.output`, so that a compariso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import filelock
 from transformers import AutoConfig
@@ -25,6 +25,7 @@ from peft_aot.task import Kind
 
 from .cost import measure_cost
 from .estimate import Estimate, Estimator, measure_speeds
+from .executor import Executor
 from .facts import TaskFacts, gather
 from .local import run_here
 from .options import CompareOptions, task_name
@@ -36,20 +37,6 @@ from .summarize import summarize
 from .summary import Summary
 
 RUNS, COSTS, REPORT, LOCK = "runs.jsonl", "costs.jsonl", "report", ".lock"
-
-
-class Executor(Protocol):
-    """Executes runs: `local.run_here`, or an `on_ray.RayExecutor`."""
-
-    def __call__(
-        self,
-        options: CompareOptions,
-        runs: Sequence[Run],
-        on_start: Callable[[Run], None],
-        on_progress: Callable[[Run, Progress], None],
-        on_finish: Callable[[RunRecord], None],
-    ) -> None:
-        """Execute `runs`, in any order; return when all have been given to `on_finish`."""
 
 
 class View:
@@ -72,6 +59,26 @@ class View:
 
     def finished(self, record: RunRecord, left: Estimate) -> None:
         """A run has ended, and is on disk."""
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Puts every finished run on disk, then tells the view."""
+
+    plan: Plan
+    runs: RecordFile[RunRecord]
+    estimator: Estimator
+    view: View
+
+    def started(self, run: Run) -> None:
+        self.view.started(run)
+
+    def progress(self, run: Run, progress: Progress) -> None:
+        self.view.progress(run, progress)
+
+    def finished(self, record: RunRecord) -> None:
+        self.runs.append(record)
+        self.view.finished(record, self.estimator.estimate(self.plan, self.runs.records))
 
 
 @dataclass(frozen=True)
@@ -131,13 +138,10 @@ def compare(
         if estimate_only:
             return CompareResult(*report(), estimate)
 
-        def keep(record: RunRecord) -> None:
-            runs.append(record)
-            view.finished(record, estimator.estimate(plan, runs.records))
-
+        keeper = _Keeper(plan, runs, estimator, view)
         try:
             while startable := plan.startable(runs.records):
-                executor(options, startable, view.started, view.progress, keep)
+                executor(options, startable, keeper)
             if options.timing_rounds:
                 _measure_costs(options, plan, facts, runs, costs, view)
         finally:

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from peft_aot.loop import stop_on_interrupt
-from peft_aot.progress import Progress
 
 from .execute import execute
+from .executor import RunListener
 from .options import CompareOptions
-from .records import Run, RunRecord
+from .records import Run
 
 
-def run_here(
-    options: CompareOptions,
-    runs: Sequence[Run],
-    on_start: Callable[[Run], None],
-    on_progress: Callable[[Run, Progress], None],
-    on_finish: Callable[[RunRecord], None],
-) -> None:
+def run_here(options: CompareOptions, runs: Sequence[Run], listener: RunListener) -> None:
     """Execute runs in order.
 
     Args:
         options: The comparison.
         runs: What to run.
-        on_start: Told which run begins.
-        on_progress: Told how it goes.
-        on_finish: Given its record; what it does is done before the next run begins.
+        listener: Told how it goes.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C; a run that was over by then has been given to `on_finish`.
+        KeyboardInterrupt: After Ctrl-C; a run that was over by then has been given to `listener.finished`.
     """
     with stop_on_interrupt() as stop:
         for run in runs:
-            on_start(run)
-            on_finish(execute(options, run, partial(on_progress, run), stop))
+            listener.started(run)
+            listener.finished(execute(options, run, partial(listener.progress, run), stop))
             if stop.requested:
                 raise KeyboardInterrupt

@@ -7,11 +7,8 @@ when a run is executed, never how: a trial calls the same `execute` as a run in 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import pickle
-import subprocess
-import sys
 import tempfile
 import textwrap
 import time
@@ -26,6 +23,7 @@ import torch
 from peft_aot.progress import Progress, ProgressCallback
 
 from .execute import execute, now, versions
+from .executor import RunListener
 from .options import CompareOptions
 from .records import Run, RunRecord
 
@@ -39,25 +37,10 @@ except ImportError as error:
         f'expected the extra "ray" to run on Ray, got no Ray ({error}); do: pip install "peft_aot[ray]"'
     ) from error
 
-INTERVAL = 2.0  # seconds between two reports of a training; evaluations are always reported
-PATIENCE = 15.0  # seconds in which a cluster must answer; Ray itself would try for minutes
-SOCKET_ROOM = 38  # longest folder that Ray's sockets, 64 characters below it, can have on every system
-USUAL_PLACE = "/tmp/ray"  # Ray's own, where TMPDIR is longer
-OBJECT_STORE_BYTES = 100 * 2**20  # only options and records pass through it
-RUN, RECORD, PROGRESS = "run", "record", "progress"
-SETTINGS = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a run that was given no accelerator sees none
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints a table even when told to be silent
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray's 15 lets any other program starve the runs
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own waits for every worker
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-}
-CARRIED = ("HF_", "TOKENIZERS_", "TRANSFORMERS_")  # variables that a cluster's workers are given
-SECRET = ("HF_TOKEN",)  # a cluster shows the variables it was given to whoever may look at it
+from .ray_cluster import SETTINGS, connected, environment
 
+INTERVAL = 2.0  # seconds between two reports of a training; evaluations are always reported
+RUN, RECORD, PROGRESS = "run", "record", "progress"
 Work = Callable[[CompareOptions, Run, ProgressCallback], RunRecord]
 
 
@@ -93,22 +76,14 @@ class RayExecutor:
                 'a machine of the cluster and pass "auto": through Ray Client its records would stay there'
             )
 
-    def __call__(
-        self,
-        options: CompareOptions,
-        runs: Sequence[Run],
-        on_start: Callable[[Run], None],
-        on_progress: Callable[[Run, Progress], None],
-        on_finish: Callable[[RunRecord], None],
-    ) -> None:
+    def __call__(self, options: CompareOptions, runs: Sequence[Run], listener: RunListener) -> None:
         """Execute runs, as many at once as there is room for.
 
         Args:
             options: The comparison.
             runs: What to run.
-            on_start: Told, in this process, which run begins.
-            on_progress: Told how it goes, every two seconds and at evaluations.
-            on_finish: Given its record as soon as it has ended. A run whose worker died is recorded as failed.
+            listener: Told, in this process, how it goes: progress every two seconds and at evaluations. A run whose
+                worker died is recorded as failed.
 
         Raises:
             ConnectionError: There is no cluster at the address, or it cannot start a worker.
@@ -116,11 +91,11 @@ class RayExecutor:
             RuntimeError: Tune was stopped from outside.
             OSError: As from `execute`; the runs in progress are stopped, and nothing of them is kept.
         """
-        listener = _Listener(options, runs, on_start, on_progress, on_finish)
+        trials = _Trials(options, runs, listener)
         with (
             tempfile.TemporaryDirectory(prefix="peft-aot-ray-", ignore_cleanup_errors=True) as folder,
-            _environment({**SETTINGS, "TMPDIR": folder}),  # what killed workers leave is deleted with it
-            _connected(self.address, folder),
+            environment({**SETTINGS, "TMPDIR": folder}),  # what killed workers leave is deleted with it
+            connected(self.address, folder),
         ):
             train = tune.with_parameters(
                 _train, work=execute, options=options, runs=runs, directory=os.getcwd(), threads=self.cpus_per_run
@@ -129,13 +104,13 @@ class RayExecutor:
                 tune.with_resources(train, self._resources()),
                 param_space={RUN: tune.grid_search(list(range(len(runs))))},
                 tune_config=tune.TuneConfig(reuse_actors=True),
-                run_config=tune.RunConfig(name="runs", storage_path=folder, callbacks=[listener], verbose=0),
+                run_config=tune.RunConfig(name="runs", storage_path=folder, callbacks=[trials], verbose=0),
             )
             try:
                 tuner.fit()
             except _Stopped as stopped:
                 raise stopped.reason from stopped.reason.__cause__
-        if waiting := len(runs) - len(listener.finished):
+        if waiting := len(runs) - len(trials.finished):
             raise RuntimeError(
                 f"expected {len(runs)} runs from Ray Tune, got {waiting} fewer; start again to go on where it stopped"
             )
@@ -155,82 +130,6 @@ class RayExecutor:
         return wanted
 
 
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _connected(address: str | None, folder: str) -> Iterator[None]:
-    """Start Ray in `folder`, or connect; at the end take leave of it, which stops what still runs."""
-    if ray.is_initialized():
-        raise ValueError(
-            "expected a process that is not connected to Ray, got one that is; call ray.shutdown(), and pass the "
-            "address to stay on that cluster"
-        )
-    try:
-        if address is None:
-            ray.init(
-                address="local",  # whatever RAY_ADDRESS says
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                _temp_dir=folder if len(folder) <= SOCKET_ROOM else USUAL_PLACE,
-            )
-        else:
-            _check(address)
-            carried = {
-                name: value
-                for name, value in os.environ.items()
-                if name.startswith(CARRIED) and not name.startswith(SECRET)
-            }
-            try:
-                ray.init(
-                    address=address,
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                    runtime_env={"env_vars": {**carried, **SETTINGS}},
-                )
-            except RuntimeError as error:  # other versions than this process has
-                raise _no_cluster(address, " ".join(str(error).split())) from error
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check(address: str) -> None:
-    """Ask for the cluster's status in a process of its own: Ray cannot be told when to give up.
-
-    Raises:
-        ConnectionError: It does not answer.
-    """
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-        reason = "" if asked.returncode == 0 else (asked.stderr.strip().splitlines() or ["no answer"])[-1]
-    except subprocess.TimeoutExpired:
-        reason = f"no answer within {PATIENCE:g} seconds"
-    if reason:
-        raise _no_cluster(address, reason)
-
-
-def _no_cluster(address: str, reason: str) -> ConnectionError:
-    return ConnectionError(
-        f"expected a Ray cluster at {address}, got: {reason}; start one with `ray start --head` in this environment "
-        "and pass the address it prints, or pass none to start Ray on this machine"
-    )
-
-
 def _train(
     config: Mapping[str, Any],
     work: Work,
@@ -239,7 +138,7 @@ def _train(
     directory: str,
     threads: int,
 ) -> None:
-    """Execute one run in a worker, and report to the listener in JSON."""
+    """Execute one run in a worker, and report to `_Trials` in JSON."""
     if os.path.isdir(directory):
         os.chdir(directory)
     torch.set_num_threads(threads)
@@ -264,22 +163,13 @@ class _Stopped(BaseException):
         self.reason = reason
 
 
-class _Listener(tune.Callback):
-    """Hears in the driver what becomes of the trials."""
+class _Trials(tune.Callback):
+    """Hears in the driver what becomes of the trials, and tells the listener in terms of runs."""
 
-    def __init__(
-        self,
-        options: CompareOptions,
-        runs: Sequence[Run],
-        on_start: Callable[[Run], None],
-        on_progress: Callable[[Run, Progress], None],
-        on_finish: Callable[[RunRecord], None],
-    ) -> None:
+    def __init__(self, options: CompareOptions, runs: Sequence[Run], listener: RunListener) -> None:
         self.options = options
         self.runs = runs
-        self.on_start = on_start
-        self.on_progress = on_progress
-        self.on_finish = on_finish
+        self.listener = listener
         self.started: dict[int, float] = {}
         self.finished: set[int] = set()
 
@@ -288,7 +178,7 @@ class _Listener(tune.Callback):
         index = trial.config[RUN]
         self.started[index] = time.monotonic()
         with _stopping():
-            self.on_start(self.runs[index])
+            self.listener.started(self.runs[index])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -299,7 +189,7 @@ class _Listener(tune.Callback):
             if RECORD in result:
                 self._finish(index, RunRecord(**json.loads(result[RECORD])))
             else:
-                self.on_progress(self.runs[index], Progress(**json.loads(result[PROGRESS])))
+                self.listener.progress(self.runs[index], Progress(**json.loads(result[PROGRESS])))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Hear that an exception left `execute`, or that a worker died."""
@@ -320,7 +210,7 @@ class _Listener(tune.Callback):
     def _finish(self, index: int, record: RunRecord) -> None:
         if index not in self.finished:
             self.finished.add(index)
-            self.on_finish(record)
+            self.listener.finished(record)
 
 
 @contextmanager
