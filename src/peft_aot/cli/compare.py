@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import peft_aot.compare as comparing
+from peft_aot.cli.own_files import own_files
 from peft_aot.cli.quiet import quiet_libraries
 from peft_aot.compare import CompareOptions, CompareResult, View
 from peft_aot.compare.estimate import Estimate
@@ -85,8 +86,7 @@ def compare(
         spaces.setdefault(method, {})[setting] = values
     chosen: list[str | LocalFiles] = list(_names(tasks))
     if train_file is not None:
-        kind: Literal["classification", "regression"] = "regression" if regression else "classification"
-        chosen.append(LocalFiles(train_file, validation_file, text_column, pair_column, label_column, kind))
+        chosen.append(own_files(train_file, validation_file, text_column, pair_column, label_column, regression))
     if not chosen:
         raise ValueError("expected --tasks, --train-file or both, got neither; name what to compare on")
     options = CompareOptions(

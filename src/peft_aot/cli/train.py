@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import peft_aot.train as training
+from peft_aot.cli.own_files import own_files
 from peft_aot.cli.quiet import quiet_libraries
 from peft_aot.methods import method_names
 from peft_aot.progress import Progress as Report
@@ -62,8 +63,7 @@ def train(
         )
     what: str | LocalFiles = task or ""
     if train_file is not None:
-        kind: Literal["classification", "regression"] = "regression" if regression else "classification"
-        what = LocalFiles(train_file, validation_file, text_column, pair_column, label_column, kind)
+        what = own_files(train_file, validation_file, text_column, pair_column, label_column, regression)
     options = training.TrainOptions(
         task=what,
         model=model,
