@@ -60,6 +60,7 @@ def test_the_peak_of_memory_is_seen_and_what_came_before_is_not() -> None:
             block += 1
         del block
     assert large.bytes - small.bytes > 3 * 10**8
+    assert large.added > 3 * 10**8 and small.added < 10**8 < small.bytes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the allocator decides for itself")

@@ -112,7 +112,7 @@ def comparable(record: RunRecord) -> dict[str, Any]:
     """A record without what differs between two executions of one run: times, and the memory of the process."""
     values = dataclasses.asdict(record)
     for name in ("finished", "train_seconds", "peak_memory_bytes"):
-        assert values.pop(name)
+        assert values.pop(name) is not None
     for entry in values["history"]:
         assert entry.pop("seconds")
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,18 @@ def test_costs_are_of_the_best_settings_and_the_fused_table() -> None:
     assert row.points == tuple(POINTS["aot"])
     bare = summary([]).methods[1]
     assert (bare.ratio, bare.stored_bytes, bare.macro, bare.mixes) == (None, None, None, "adapters")
+
+
+def test_memory_is_the_lowest_of_a_task_and_the_highest_of_the_tasks() -> None:
+    memory = {("rte", 0): 9, ("rte", 1): 5, ("rte", 2): None, ("boolq", 0): 7, ("boolq", 1): 8, ("boolq", 2): 7}
+    runs = [
+        dataclasses.replace(run, peak_memory_bytes=memory[run.task, seed], seed=seed)
+        for task in ("rte", "boolq")
+        for run in search(task, "aot", 0.7, 0.5)[:1]
+        for seed in (0, 1, 2)
+    ]
+    runs += [run for task in ("rte", "boolq") for run in search(task, "aot", 0.7, 0.5)[1:]]
+    assert summary(runs).methods[0].peak_memory_bytes == 7
 
 
 def test_partial_data_is_labelled_and_noted() -> None:

@@ -93,7 +93,7 @@ def execute(
         train_examples=0 if result is None else result.card.train_examples,
         trained_parameters=0 if result is None else result.trainable_parameters,
         stored_bytes=0 if result is None else result.stored_bytes,
-        peak_memory_bytes=memory.bytes or None,
+        peak_memory_bytes=memory.added,
         train_seconds=round(time.monotonic() - started if result is None else result.train_seconds, 2),
         precision="" if result is None else result.card.precision,
         protocol=options.protocol_of(run.task),

@@ -29,20 +29,28 @@ class PeakMemory:
     """A context that measures the peak while it is open.
 
     On an accelerator: bytes of torch's tensors. On the CPU: resident bytes of the whole process, looked at every 20 ms,
-    so that a shorter peak can be missed; what torch and Python themselves take (some 500 MB) is in it.
+    so that a shorter peak can be missed.
 
     Args:
         device: Where the work runs.
 
     Attributes:
-        bytes: The peak so far.
+        bytes: The peak so far, with what Python and torch themselves take (on the CPU some 500 MB) and whatever
+            libraries keep of earlier work.
+        added: The same less what was taken when the context was opened.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.bytes = 0
+        self._before = 0
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def added(self) -> int:
+        """Bytes beyond those that were taken before."""
+        return max(0, self.bytes - self._before)
 
     def _watch(self) -> None:
         process = psutil.Process()
@@ -53,8 +61,10 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         if self.device.type == "cpu":
+            self._before = psutil.Process().memory_info().rss
             self._watcher.start()
         else:
+            self._before = int(torch.accelerator.memory_allocated(self.device))
             torch.accelerator.reset_peak_memory_stats(self.device)
         return self
 

@@ -58,7 +58,8 @@ class RunRecord:
         train_examples: Examples trained on.
         trained_parameters: Numbers trained, head included.
         stored_bytes: Bytes of the saved adapter and head, without a fused table.
-        peak_memory_bytes: Most memory the process (on an accelerator: its tensors) took, or None if unknown.
+        peak_memory_bytes: Most memory that the process (on an accelerator: its tensors) took beyond what it had at the
+            start of the run, or None if unknown.
         train_seconds: Seconds of training, evaluations included.
         precision: "fp32" or "bf16", the arithmetic used.
         protocol: What all runs of the comparison share.

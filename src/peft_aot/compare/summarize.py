@@ -162,7 +162,7 @@ def _row(
         evp=tuple(mean(cell.evp[n] for cell in counted) for n in range(length)),
         trained_parameters=median(r.trained_parameters for r in records) if records else None,
         stored_bytes=median(r.stored_bytes for r in records) if records else None,
-        peak_memory_bytes=max((r.peak_memory_bytes or 0 for r in records), default=0) or None,
+        peak_memory_bytes=_peak_memory(records),
         train_seconds=median(r.train_seconds for r in records) if records else None,
         ratio=cost.ratio if cost else None,
         ratio_low=cost.ratio_low if cost else None,
@@ -172,6 +172,15 @@ def _row(
         cells=cells,
         points=tuple(plan.points[name]),
     )
+
+
+def _peak_memory(records: Sequence[RunRecord]) -> int | None:
+    """The highest over tasks of the lowest of a task's runs: libraries' caches, filled on the way, only ever add."""
+    found: dict[str, int] = {}
+    for record in records:
+        if record.peak_memory_bytes:
+            found[record.task] = min(record.peak_memory_bytes, found.get(record.task, record.peak_memory_bytes))
+    return max(found.values(), default=None)
 
 
 def _notes(

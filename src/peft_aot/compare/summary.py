@@ -79,7 +79,7 @@ class MethodRow:
         evp: Mean over `macro_tasks` of the tasks' curves.
         trained_parameters: Median over tasks of the numbers trained by the best settings, or None.
         stored_bytes: Median over tasks of the bytes stored, without a fused table, or None.
-        peak_memory_bytes: Largest over tasks, or None.
+        peak_memory_bytes: What a run added to the process: lowest of a task's runs, highest of the tasks; or None.
         train_seconds: Median over tasks, or None.
         ratio: Inference time over the bare backbone's, or None if it was not measured.
         ratio_low: First quartile.
