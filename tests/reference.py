@@ -33,3 +33,33 @@ def add_rows(hidden: Tensor, token_ids: Tensor, tables: list[Tensor | None]) -> 
         for t in range(hidden.shape[1]):
             out[b, t] = hidden[b, t] + table[token_ids[b, t]]
     return out
+
+
+class Clock:
+    """CLOCK, one key at a time: pages in a ring, a bit for each, a hand."""
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self.keys: list[tuple[int, int]] = []
+        self.used: list[bool] = []
+        self.hand = 0
+
+    def take(self, wanted: list[tuple[int, int]]) -> list[int]:
+        """Mark what is there as used; return the tokens of what is not."""
+        for key in wanted:
+            if key in self.keys:
+                self.used[self.keys.index(key)] = True
+        return [token for task, token in wanted if (task, token) not in self.keys]
+
+    def put(self, new: list[tuple[int, int]]) -> None:
+        """Give each key a page."""
+        for key in new:
+            if len(self.keys) < self.pages:
+                self.keys.append(key)
+                self.used.append(True)
+                continue
+            while self.used[self.hand]:
+                self.used[self.hand] = False
+                self.hand = (self.hand + 1) % self.pages
+            self.keys[self.hand], self.used[self.hand] = key, True
+            self.hand = (self.hand + 1) % self.pages

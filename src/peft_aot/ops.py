@@ -138,3 +138,14 @@ def add_rows(hidden: Tensor, rows: Sequence[Tensor], placement: Placement) -> Te
         parts.append(hidden.new_zeros(1, hidden.shape[-1]))
     stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
     return hidden + F.embedding(placement.positions.to(hidden.device), stacked)
+
+
+def add_staged(hidden: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+    """Add to (B, T, D) hidden states the row that each position points to.
+
+    Args:
+        hidden: (B, T, D).
+        rows: (U, D) of the same dtype and device.
+        positions: (B, T) int64 in [0, U), on the same device.
+    """
+    return F.embedding(positions, rows).add_(hidden)

@@ -1,41 +1,32 @@
 """Rows for one call: distinct tokens once per stack, tables where there are any, factors elsewhere.
 
 Every block's layer asks the `Lookup` that its tuner's layers share. It knows adapters' tables and which tokens a call
-runs on; how rows are computed or stored is the business of `reparam` and `tables`.
+runs on; how rows are computed or stored is the business of `reparam` and `tables`. In inference the first block that
+asks has the rows of all blocks of its stack gathered into one tensor (`stage`), so that all that is left to a block is
+one look-up and one addition, however many adapters a batch mixes. In training, and in compiled graphs, each block
+computes its own.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from peft_aot.backbone import input_embedding
-from peft_aot.ops import Placement, add_rows, place_distinct, place_every
-from peft_aot.routing import BASE, tasks_of
+from peft_aot.ops import add_rows, add_staged
 from peft_aot.tables import Table
 
+from .plan import Plan, make_plan
+from .reparam import HiddenBottleneck
+from .stack_rows import StackRows, versions
+from .stage import Buffers
 from .token_ids import StackCall, current_call
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a call needs, resolved once and shared by its layers.
-
-    Attributes:
-        groups: For each group of examples the adapters whose rows add up.
-        placement: Which rows, and where they go.
-        embeddings: For each group (U_g, E), the backbone's own.
-    """
-
-    groups: tuple[tuple[str, ...], ...]
-    placement: Placement
-    embeddings: tuple[Tensor, ...]
 
 
 class Lookup:
@@ -47,6 +38,7 @@ class Lookup:
     Attributes:
         tables: Fused tables by adapter name.
         rows: Of every layer, its modules by adapter name.
+        stacks: The same layers, by stack.
         vocab_sizes: V by adapter name.
     """
 
@@ -54,13 +46,37 @@ class Lookup:
         self.tuner = tuner
         self.tables: dict[str, Table] = {}
         self.rows: list[nn.ModuleDict] = []
+        self.stacks: list[StackRows] = []
         self.vocab_sizes: dict[str, int] = {}
         self._versions: dict[str, tuple[int, ...]] = {}
+        self._buffers = Buffers()
 
     def __getstate__(self) -> dict[str, Any]:
         # copied tensors count their versions anew, so that a copy keeps only tables that are fresh now
         fresh = {name: table for name, table in self.tables.items() if self._unchanged(name)}
         return {**self.__dict__, "tables": fresh, "_versions": {}}
+
+    def add_layer(self, stack: nn.Module, block: str, modules: nn.ModuleDict, width: int) -> None:
+        """Note one more wrapped block of a stack."""
+        self.rows.append(modules)
+        known = next((known for known in self.stacks if known.stack is stack), None)
+        if known is None:
+            known = StackRows(stack)
+            self.stacks.append(known)
+        known.add(block, modules, width)
+
+    def cache_rows(self, budget: int | None) -> None:
+        """Keep rows that were computed from factors, in `budget` bytes for all adapters together; None keeps none."""
+        if budget is not None:
+            needed = sum(stack.page_bytes for stack in self.stacks)
+            if type(budget) is not int or budget < needed:
+                raise ValueError(
+                    f"expected a number of bytes of at least {needed}, which the rows of one token may take, got "
+                    f"{budget!r}; such as {256 * 2**20}"
+                )
+        for stack in self.stacks:
+            stack.budget = None if budget is None else budget * stack.page_bytes // needed
+            stack.cache = None
 
     def modules_of(self, adapter_name: str) -> list[nn.Module]:
         """Return the adapter's modules, one per wrapped block in the order of wrapping."""
@@ -77,9 +93,11 @@ class Lookup:
         return table if table is not None and self._unchanged(adapter_name) else None
 
     def detach(self, adapter_name: str) -> None:
-        """Forget an adapter's table, if it has one."""
+        """Forget an adapter's table, if it has one, and rows computed for it before."""
         self.tables.pop(adapter_name, None)
         self._versions.pop(adapter_name, None)
+        for stack in self.stacks:
+            stack.forget(adapter_name)
 
     def add(self, block: str, hidden: Tensor, rows: Mapping[str, nn.Module], active: Sequence[str]) -> Tensor:
         """Add to hidden states (B, T, D) the rows of their tokens before block `block`.
@@ -97,57 +115,74 @@ class Lookup:
                 f"token ids"
             )
         plan = self._plan(call, hidden, tuple(active))
+        staged = self._staged(call, plan, hidden, tuple(active))
+        if staged is not None and block in staged:
+            return add_staged(hidden, *staged[block])
         parts = [self._group_rows(call, plan, g, block, rows, hidden) for g in range(len(plan.groups))]
         return add_rows(hidden, parts, plan.placement)
 
     def _plan(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> Plan:
         plan: Plan | None = call.memo.get(active)
         if plan is None:
-            plan = call.memo[active] = self._make_plan(call, hidden, active)
+            plan = call.memo[active] = make_plan(call, hidden, active, self.tuner, self.vocab_sizes)
         return plan
 
-    def _make_plan(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> Plan:
-        ids = self._checked_ids(call, hidden)
-        tasks = tasks_of(self.tuner)
-        if tasks is not None and call.examples not in (None, ids.shape[0]):
-            raise ValueError(
-                f"expected a stack that embeds {call.examples} examples as {call.examples} rows, got {ids.shape[0]} in "
-                f"{type(call.stack).__name__}, which reorders its input; run its adapters one at a time"
+    def _staged(
+        self, call: StackCall, plan: Plan, hidden: Tensor, active: tuple[str, ...]
+    ) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """Return (rows, positions) of every block of the running stack, or None where each block computes its own."""
+        if torch.compiler.is_compiling():
+            return None
+        key = (active, hidden.dtype, hidden.device)
+        if key not in call.memo:
+            layers = next((layers for layers in self.stacks if layers.stack is call.stack), None)
+            trains = torch.is_grad_enabled() and any(
+                p.requires_grad
+                for group in plan.groups
+                for name in group
+                for module in self.modules_of(name)
+                for p in module.parameters()
             )
-        if tasks is None:
-            groups: tuple[tuple[str, ...], ...] = (active,)
-            group_of = [0] * ids.shape[0]
-        else:
-            names = tasks.expand(ids.shape[0])
-            order = {name: g for g, name in enumerate(dict.fromkeys(n for n in names if n != BASE))}
-            groups = tuple((name,) for name in order)
-            group_of = [order.get(name, -1) for name in names]
-        place = place_every if torch.compiler.is_compiling() else place_distinct
-        placement = place(ids, group_of, len(groups))
-        embedding = input_embedding(call.stack)
-        if embedding is None:
-            raise RuntimeError(f"expected {type(call.stack).__name__} to embed token ids, got no input embedding")
-        if not torch.compiler.is_compiling():
-            sizes = [self.vocab_sizes[name] for group in groups for name in group]
-            _check_range(placement, min([embedding.num_embeddings, *sizes]))
-        # `forward`, not a call: hooks on the embedding would take this look-up for the model's own
-        embeddings = tuple(embedding.forward(tokens.to(ids.device)).detach() for tokens in placement.tokens)
-        return Plan(groups, placement, embeddings)
+            call.memo[key] = None if layers is None or trains else self._stage(call, plan, hidden, layers)
+        staged: dict[str, tuple[Tensor, Tensor]] | None = call.memo[key]
+        return staged
 
-    def _checked_ids(self, call: StackCall, hidden: Tensor) -> Tensor:
-        ids = call.token_ids
-        if ids is None:
-            raise ValueError(
-                "expected token ids, got inputs_embeds that the model's own embedding layer did not just produce; "
-                "pass input_ids, or state the ids with `with peft_aot.token_ids(ids):`"
-            )
-        if ids.shape != hidden.shape[:-1]:
-            raise ValueError(
-                f"expected hidden states of shape {(*ids.shape, hidden.shape[-1])} for token ids of shape "
-                f"{tuple(ids.shape)}, got {tuple(hidden.shape)}; use an attention implementation that does not unpad "
-                f"or reorder the batch, such as attn_implementation='sdpa', or another architecture"
-            )
-        return ids
+    def _stage(
+        self, call: StackCall, plan: Plan, hidden: Tensor, layers: StackRows
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        sizes = [len(tokens) for tokens in plan.placement.tokens]
+        shape = (len(layers.blocks), sum(sizes) + plan.placement.zero_row, hidden.shape[-1])
+        buffer = self._buffers.borrow(math.prod(shape), hidden.dtype, hidden.device)
+        call.at_end.append(functools.partial(self._buffers.give_back, buffer))
+        rows = buffer[: math.prod(shape)].view(shape)
+        start = 0
+        for group, size in enumerate(sizes):
+            self._fill(rows[:, start : start + size], call, plan, group, layers, hidden)
+            start += size
+        rows[:, start:].zero_()  # the row of examples without an adapter, if there are any
+        positions = plan.placement.positions.to(hidden.device)
+        return {block: (rows[slot], positions) for slot, block in enumerate(layers.blocks)}
+
+    def _fill(self, part: Tensor, call: StackCall, plan: Plan, group: int, layers: StackRows, hidden: Tensor) -> None:
+        """Write the rows of one group, for all blocks of a stack, into `part` (L, U, D)."""
+        names, tokens, embeddings = plan.groups[group], plan.placement.tokens[group], plan.embeddings[group]
+        table = self._usable_table(call, names[0]) if len(names) == 1 else None
+        slots = None if table is None else table.layer_slots(layers.blocks)
+        if len(names) != 1 or (table is not None and slots is None):
+            for slot, (block, modules) in enumerate(zip(layers.blocks, layers.modules, strict=True)):
+                tables = {name: module for name, module in modules.items() if not isinstance(module, HiddenBottleneck)}
+                part[slot].copy_(self._group_rows(call, plan, group, block, tables, hidden))
+        elif table is None:
+            layers.read(part, names[0], tokens, embeddings)
+        else:
+            part.copy_(table.rows(tokens)[:, slots].transpose(0, 1))
+            missing = table.missing(tokens)
+            if missing is not None and bool(missing.any()):
+                places = missing.nonzero().flatten()
+                where = places.to(tokens.device)
+                rest = part.new_empty(part.shape[0], len(places), part.shape[2])
+                layers.read(rest, names[0], tokens[where], embeddings[where])
+                part[:, places.to(part.device)] = rest
 
     def _group_rows(
         self, call: StackCall, plan: Plan, group: int, block: str, rows: Mapping[str, nn.Module], hidden: Tensor
@@ -219,16 +254,4 @@ class Lookup:
 
     def factor_versions(self, name: str) -> tuple[int, ...]:
         """Return a fingerprint of an adapter's factors that changes with every change but those through `.data`."""
-        factors = (p for m in self.modules_of(name) for p in m.parameters())
-        # tensors made under inference_mode count no versions
-        return tuple(n for p in factors for n in (id(p), -1 if p.is_inference() else p._version))
-
-
-def _check_range(placement: Placement, vocab_size: int) -> None:
-    for tokens in placement.tokens:
-        if tokens.numel() and (int(tokens[0]) < 0 or int(tokens[-1]) >= vocab_size):  # distinct tokens ascend
-            raise IndexError(
-                f"expected token ids in [0, {vocab_size}), the vocabulary of the table, got ids from {int(tokens[0])} "
-                f"to {int(tokens[-1])}; use the tokenizer of the backbone the adapter was trained with, or resize the "
-                f"embeddings before get_peft_model"
-            )
+        return versions(p for m in self.modules_of(name) for p in m.parameters())

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import psutil
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
@@ -21,7 +22,7 @@ from peft_aot.source import Source
 from peft_aot.tables import TABLE_FILE
 from peft_aot.tuner import TaskTuner, matches
 
-from . import files, token_ids
+from . import describe, files, token_ids
 from .combine import combined_config
 from .config import CANNOT_FUSE_HIDDEN, DEFAULT_ALPHA, AoTConfig
 from .layer import CANNOT_MERGE, AoTLayer
@@ -132,11 +133,27 @@ class AoTModel(TaskTuner):
         if not isinstance(target, AoTLayer):
             layer = AoTLayer(target, current_key, self.lookup, adapter_name)
             self._replace_module(parent, target_name, layer, target)
-            self.lookup.rows.append(layer.aot_rows)
+            self.lookup.add_layer(block.stack, current_key, layer.aot_rows, block.width)
             target = layer
         target.update_layer(adapter_name, as_aot(peft_config), embedding.embedding_dim, block.width)
 
     # the life of adapters
+
+    def cache_rows(self, budget: int | Literal["auto"] | None) -> None:
+        """Keep rows that were computed from factors, so that a token costs a task its arithmetic once.
+
+        For adapters without a table, and for the tokens that a table leaves out; in inference on the CPU. The rows are
+        the same but for rounding, which depends on how many are computed at a time. When there is no more room, CLOCK
+        decides which are given up.
+
+        Args:
+            budget: Bytes for all adapters together; "auto" is an eighth of the memory that is free now, None keeps
+                none, as at the start. A row takes D numbers of the hidden states' format for each wrapped block.
+
+        Raises:
+            ValueError: Not a number of bytes, or fewer than one token's rows take.
+        """
+        self.lookup.cache_rows(psutil.virtual_memory().available // 8 if budget == "auto" else budget)
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
@@ -181,31 +198,12 @@ class AoTModel(TaskTuner):
     @classmethod
     def settings(cls, config: PeftConfig) -> dict[str, str]:
         """Return what is worth telling of a configuration, by name."""
-        config = as_aot(config)
-        rank = {"rank": "none"} if config.reparam == "constant" else {}  # `r` means nothing there
-        return {
-            **rank,
-            "reparametrization": _formula(config),
-            "scale s": f"{config.scale:g}",
-            "blocks of the backbone": str(config.num_layers or "not recorded"),
-            "vocabulary": "not recorded" if config.vocab_size is None else f"{config.vocab_size:,}",
-            "hidden size": str(config.token_dim or "not recorded"),
-        }
+        return describe.settings(as_aot(config))
 
     @classmethod
     def summary(cls, config: PeftConfig) -> str:
         """Return the same in a few words, for model cards."""
-        config = as_aot(config)
-        blocks, rank = f"{config.num_layers} blocks", f"rank {config.r}"
-        if config.bottleneck_input == "hidden":
-            return f"a control without lookup: a bottleneck on the hidden state, {rank}, {blocks}"
-        if config.reparam == "constant":
-            return f"a control: the same row for every token id, {blocks}"
-        control = "a control: random vectors in place of embeddings, " if config.bottleneck_input == "random" else ""
-        kind = "Kronecker" if config.reparam == "kron" else "FC"
-        return (
-            f"a row per token id, {control}{kind} reparametrization, {rank}, {blocks}, vocabulary {config.vocab_size}"
-        )
+        return describe.summary(as_aot(config))
 
     def check_saving(self, adapter_names: Sequence[str], safe_serialization: bool, options: Mapping[str, Any]) -> None:
         """Refuse to save a table of an adapter that is no lookup, or beside factors not saved as safetensors.
@@ -257,18 +255,6 @@ class AoTModel(TaskTuner):
 
     def _config(self, adapter_name: str) -> AoTConfig:
         return as_aot(self.peft_config[adapter_name])
-
-
-def _formula(config: AoTConfig) -> str:
-    if config.reparam == "kron":
-        return "Kronecker, P = s (W_L (x) W_M) W_R"
-    if config.reparam == "constant":
-        return "constant, P = b2 for every token (a control)"
-    return {
-        "embeddings": "FC, P = s f(E W1 + b1) W2 + b2",
-        "random": "FC, P = s f(E W1 + b1) W2 + b2 with frozen random vectors for E (a control)",
-        "hidden": "none, s f(H W1 + b1) W2 + b2 of the hidden state H: no lookup (a control)",
-    }[config.bottleneck_input]
 
 
 def as_aot(config: PeftConfig) -> AoTConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,15 +29,17 @@ class StackCall:
         token_ids: (B, T) int64, or None while no ids are known.
         examples: B as the stack was given it, or None if it was not given ids or embeddings.
         memo: What layers have computed for this call and share.
+        at_end: What to do when the stack is left.
     """
 
-    __slots__ = ("examples", "memo", "stack", "token_ids")
+    __slots__ = ("at_end", "examples", "memo", "stack", "token_ids")
 
     def __init__(self, stack: nn.Module) -> None:
         self.stack = stack
         self.token_ids: Tensor | None = None
         self.examples: int | None = None
         self.memo: dict[Any, Any] = {}
+        self.at_end: list[Callable[[], None]] = []
 
 
 class _PerThread(threading.local):
@@ -155,7 +157,8 @@ def _open_call(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _close_call(stack: nn.Module, args: tuple[Any, ...], output: object) -> None:
-    _THREAD.calls.pop()
+    for end in _THREAD.calls.pop().at_end:
+        end()
 
 
 def _note_ids(embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:

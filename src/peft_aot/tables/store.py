@@ -36,6 +36,7 @@ class Table:
             self._slot_of_token = torch.full((header.vocab_size,), -1)
             self._slot_of_token[kept.long()] = torch.arange(header.tokens)
         self._slot_of_layer = {name: slot for slot, name in enumerate(header.layers)}
+        self._slots_of_layers: dict[tuple[str, ...], slice | None] = {}
 
     @classmethod
     def open(cls, path: str | Path, factors_sha256: str | None = None) -> Table:
@@ -72,6 +73,14 @@ class Table:
     def layer_slot(self, name: str) -> int | None:
         """Return where a block stands on the layer axis, or None if the table has no rows for it."""
         return self._slot_of_layer.get(name)
+
+    def layer_slots(self, names: tuple[str, ...]) -> slice | None:
+        """Return where blocks stand on the layer axis, or None if not side by side in this order."""
+        if names not in self._slots_of_layers:
+            first = self._slot_of_layer.get(names[0], 0)
+            slots = slice(first, first + len(names))
+            self._slots_of_layers[names] = slots if self.header.layers[slots] == names else None
+        return self._slots_of_layers[names]
 
     def missing(self, token_ids: Tensor) -> Tensor | None:
         """Return a mask (U,) of the tokens that the table does not keep, or None if it keeps the whole vocabulary."""

@@ -1,0 +1,122 @@
+"""Rows that were computed or read before, in memory of a fixed size for all tasks together.
+
+A page holds one token's rows for all blocks of a stack. Which page is given up for a new one is decided by CLOCK
+(Corbató 1968): the hand passes over pages, spares each that was used since it last came by, and takes the first that
+was not.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor
+
+
+class RowCache:
+    """A cache of rows on the CPU; safe to use from several threads.
+
+    Args:
+        budget: Bytes that the pages may take, at least one page's.
+        layers: L, the blocks of a page.
+        width: D.
+        dtype: Number format of the rows, which is that of what is put in and taken out.
+
+    Attributes:
+        pages: How many pages there are room for.
+        hits: Rows found so far.
+        misses: Rows asked for and not found.
+
+    Raises:
+        ValueError: The budget does not hold one page.
+    """
+
+    def __init__(self, budget: int, layers: int, width: int, dtype: torch.dtype) -> None:
+        page_bytes = layers * width * dtype.itemsize
+        self.pages = budget // page_bytes
+        if not self.pages:
+            raise ValueError(
+                f"expected a budget of at least one page of {page_bytes} bytes ({layers} rows of {width} numbers), got "
+                f"{budget}; give more, or do without a cache"
+            )
+        with torch.inference_mode(False):  # else it could not be written to outside inference mode
+            self._rows = torch.empty(self.pages, layers, width, dtype=dtype)  # the system gives memory as it is used
+        self._page_of: dict[tuple[Hashable, int], int] = {}
+        self._key_of: list[tuple[Hashable, int]] = []
+        self._used = bytearray(self.pages)
+        self._hand = 0
+        self._lock = threading.Lock()
+        self.hits = 0
+        self.misses = 0
+
+    def holds(self, layers: int, width: int, dtype: torch.dtype) -> bool:
+        """Whether its pages are of this shape and number format."""
+        return self._rows.shape[1:] == (layers, width) and self._rows.dtype == dtype
+
+    def take(self, task: Hashable, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Copy what is there.
+
+        Args:
+            task: Whose rows; compared by equality.
+            tokens: (U,) int64.
+            rows: (L, U, D); columns of tokens that are found are written, others stay as they are.
+
+        Returns:
+            (M,) int64: places in `tokens` of those that were not found.
+        """
+        with self._lock:
+            pages = [self._page_of.get((task, token), -1) for token in tokens.tolist()]
+            found = [page for page in pages if page >= 0]
+            for page in found:
+                self._used[page] = 1
+            self.hits += len(found)
+            self.misses += len(pages) - len(found)
+            if found:  # copied under the lock, so that no page changes hands meanwhile
+                read = self._rows.index_select(0, torch.tensor(found)).transpose(0, 1)
+                if len(found) == len(pages):
+                    rows.copy_(read)
+                else:
+                    rows.index_copy_(1, torch.tensor([p for p, page in enumerate(pages) if page >= 0]), read)
+        return torch.tensor([p for p, page in enumerate(pages) if page < 0], dtype=torch.int64)
+
+    def put(self, task: Hashable, tokens: Tensor, rows: Tensor) -> None:
+        """Keep rows, as many as there is room for.
+
+        Args:
+            task: Whose rows.
+            tokens: (U,) int64, distinct.
+            rows: (L, U, D).
+        """
+        kept = tokens.tolist()[: self.pages]
+        with self._lock:
+            # a page may have been given up again within this very call: the last to get it has it
+            place_of = {self._page_for((task, token)): place for place, token in enumerate(kept)}
+            if place_of:
+                values = rows.index_select(1, torch.tensor(list(place_of.values()))).transpose(0, 1)
+                self._rows.index_copy_(0, torch.tensor(list(place_of)), values)
+
+    def _page_for(self, key: tuple[Hashable, int]) -> int:
+        page = self._page_of.get(key)
+        if page is None:
+            page = len(self._key_of)
+            if page < self.pages:
+                self._key_of.append(key)
+            else:
+                page = self._free_page()
+                self._key_of[page] = key
+            self._page_of[key] = page
+        self._used[page] = 1
+        return page
+
+    def _free_page(self) -> int:
+        while self._used[self._hand]:
+            self._used[self._hand] = 0
+            self._hand = (self._hand + 1) % self.pages
+        page = self._hand
+        self._hand = (self._hand + 1) % self.pages
+        del self._page_of[self._key_of[page]]
+        return page
+
+    def __len__(self) -> int:
+        return len(self._page_of)

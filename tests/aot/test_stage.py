@@ -1,0 +1,162 @@
+"""That rows gathered for all blocks at once are the rows that each block would compute, and what memory they take."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from backbones import build, inputs, output
+from models import adapted, config
+from peft_aot.aot.lookup import Lookup
+from peft_aot.aot.stage import Buffers
+from peft_aot.ops import add_rows, add_staged, place_distinct
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("seed", range(5))
+def test_adding_staged_rows_is_adding_rows(dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    batch, length, width, tasks = (int(torch.randint(1, 6, (), generator=generator)) for _ in range(4))
+    ids = torch.randint(0, 9, (batch, length), generator=generator)
+    groups = torch.randint(-1, tasks, (batch,), generator=generator).tolist()
+    placement = place_distinct(ids, groups, tasks)
+    hidden = torch.randn(batch, length, width, generator=generator).to(dtype)
+    rows = [torch.randn(len(tokens), width, generator=generator) for tokens in placement.tokens]
+    staged = torch.cat([*rows, torch.zeros(1, width)]).to(dtype)
+    before = hidden.clone()
+    assert torch.equal(add_staged(hidden, staged, placement.positions), add_rows(hidden, rows, placement))
+    assert torch.equal(hidden, before)
+
+
+def each_block_alone(model: nn.Module, monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs: Any) -> Tensor:
+    with monkeypatch.context() as patch:
+        patch.setattr(Lookup, "_staged", lambda *_: None)
+        found: Tensor = output(model, *args, **kwargs)
+    return found
+
+
+@pytest.mark.parametrize("name", ["bert", "deberta_v2", "t5", "llama", "electra"])
+def test_blocks_get_the_rows_they_would_compute(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = "SEQ_2_SEQ_LM" if name == "t5" else "FEATURE_EXTRACTION"
+    adapted(name, kind, table_dtype="float16").save_pretrained(tmp_path, fuse=True)
+    model = PeftModel.from_pretrained(build(name, kind), tmp_path)
+    torch.manual_seed(5)
+    model.add_adapter("kron", config(name, kind, reparam="kron"))
+    model.add_adapter("part", config(name, kind, layers_to_transform=[1]))
+    model.eval()
+    batch = inputs(name, kind)
+    size = len(batch["input_ids"])
+    for names in (["default"] * size, ["kron", "default", "__base__"] * size, ["part", "default"] * size):
+        mixed = {"adapter_names": names[:size]}
+        with torch.no_grad():
+            assert torch.equal(output(model, batch, **mixed), each_block_alone(model, monkeypatch, batch, **mixed))
+    with torch.no_grad():
+        assert torch.equal(output(model, batch), each_block_alone(model, monkeypatch, batch))
+    model.base_model.set_adapter(["default", "kron", "part"])  # their rows add up
+    with torch.no_grad():
+        assert torch.equal(output(model, batch), each_block_alone(model, monkeypatch, batch))
+
+
+def test_a_gradient_flows_past_frozen_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted("bert").eval().requires_grad_(False)
+    weight = model.base_model.model.bert.embeddings.LayerNorm.weight.requires_grad_()
+    gradients = []
+    for run in (
+        output(model, inputs("bert", "SEQ_CLS")),
+        each_block_alone(model, monkeypatch, inputs("bert", "SEQ_CLS")),
+    ):
+        gradients += torch.autograd.grad(run.float().square().sum(), weight)
+    assert torch.equal(*gradients) and bool(gradients[0].any())
+
+
+def test_hidden_states_of_several_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted("llama", "FEATURE_EXTRACTION", table_dtype="float32").eval()
+    blocks = model.base_model.model.layers
+
+    def halve(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return (args[0].double(), *args[1:]), kwargs
+
+    def back(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return (args[0].float(), *args[1:]), kwargs
+
+    blocks[1].register_forward_pre_hook(halve, with_kwargs=True)
+    blocks[1].base_layer.register_forward_pre_hook(back, with_kwargs=True)
+    batch = inputs("llama", "FEATURE_EXTRACTION")
+    with torch.no_grad():
+        torch.testing.assert_close(output(model, batch), each_block_alone(model, monkeypatch, batch), rtol=0, atol=1e-6)
+
+
+def test_buffers_are_used_again_and_grow() -> None:
+    buffers = Buffers()
+    first = buffers.borrow(10, torch.float32, CPU)
+    assert first.numel() == 10
+    second = buffers.borrow(4, torch.float32, CPU)
+    assert second.data_ptr() != first.data_ptr(), "two at one time share nothing"
+    buffers.give_back(first)
+    assert buffers.borrow(7, torch.float32, CPU) is first
+    buffers.give_back(first)
+    assert buffers.borrow(7, torch.float16, CPU).dtype == torch.float16
+    assert buffers.borrow(11, torch.float32, CPU).numel() == 11
+    for copied in (copy.deepcopy(buffers), pickle.loads(pickle.dumps(buffers))):
+        assert copied.borrow(1, torch.float32, CPU) is not second
+
+
+def test_a_buffer_made_in_inference_mode_serves_outside() -> None:
+    model = adapted("bert").eval()
+    with torch.inference_mode():
+        expected = output(model, inputs("bert", "SEQ_CLS"))
+    with torch.no_grad():
+        assert torch.equal(output(model, inputs("bert", "SEQ_CLS")), expected)
+
+
+def test_calls_give_their_buffer_back_also_when_they_fail() -> None:
+    model = adapted("bert").eval()
+    free = model.base_model.lookup._buffers._free
+    with torch.no_grad():
+        output(model, inputs("bert", "SEQ_CLS"))
+        assert sum(map(len, free.values())) == 1
+        handle = model.base_model.model.bert.encoder.layer[1].register_forward_pre_hook(_fail)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            output(model, inputs("bert", "SEQ_CLS"))
+        handle.remove()
+        output(model, inputs("bert", "SEQ_CLS"))
+    assert sum(map(len, free.values())) == 1
+
+
+def _fail(*_: Any) -> None:
+    raise RuntimeError("on purpose")
+
+
+def test_threads_do_not_see_each_other_s_rows() -> None:
+    model = adapted("bert", "FEATURE_EXTRACTION")
+    torch.manual_seed(6)
+    model.add_adapter("other", config("bert", "FEATURE_EXTRACTION"))
+    model.eval()
+    batches = [{"input_ids": torch.randint(1, 60, (2, length))} for length in (3, 5, 7, 4)]
+    names = [["default", "other"], ["other", "other"], ["__base__", "default"], ["default", "default"]]
+    with torch.no_grad():
+        expected = [output(model, batch, adapter_names=each) for batch, each in zip(batches, names, strict=True)]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        with torch.no_grad():
+            for _ in range(30):
+                if not torch.equal(output(model, batches[index], adapter_names=names[index]), expected[index]):
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
