@@ -99,7 +99,7 @@ COSTS: tuple[tuple[Column, Callable[[MethodRow], Entry]], ...] = (
         lambda row: bytes_entry(row.stored_bytes),
     ),
     (
-        Column("memory", "peak memory", "most memory that training added to the process (highest of the tasks)", "cost"),
+        Column("memory", "peak memory", "memory that training added to the process (highest of the tasks)", "cost"),
         lambda row: bytes_entry(row.peak_memory_bytes),
     ),
     (
