@@ -8,7 +8,7 @@ nothing of what an adapter computes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,15 +32,18 @@ class Tasks:
         names: One adapter name or `"__base__"` per example.
         labels: True if the call carries labels, so that the model will compute a loss from the logits.
         rows: Examples that the stack now running was given, beams and choices counted; kept by tuners that ask.
+        distinct: Every name once, in order.
     """
 
     tuner: BaseTuner = field(repr=False)
     names: tuple[str, ...]
     labels: bool = False
     rows: int = 0
+    distinct: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.rows = self.rows or len(self.names)
+        self.distinct = tuple(dict.fromkeys(self.names))
 
     def expand(self, rows: int) -> tuple[str, ...]:
         """Return the names for a batch of `rows`, which beams, returned sequences or choices may have multiplied."""
@@ -67,7 +70,7 @@ def tasks_of(tuner: BaseTuner) -> Tasks | None:
     return calls[-1] if calls and calls[-1].tuner is tuner else None
 
 
-def check_names(adapter_names: object, known: Sequence[str]) -> tuple[str, ...]:
+def check_names(adapter_names: object, known: Collection[str]) -> tuple[str, ...]:
     """Validate the `adapter_names` argument of a call.
 
     Raises:
@@ -127,7 +130,7 @@ def mixed_batch(tuner: BaseTuner, args: Sequence[object], kwargs: Mapping[str, A
             "expected a model in evaluation mode for a mixed batch, got one in training mode; call model.eval() first, "
             "or train one adapter at a time with set_adapter"
         )
-    tasks = Tasks(tuner, check_names(names, list(tuner.peft_config)), labels=kwargs.get("labels") is not None)
+    tasks = Tasks(tuner, check_names(names, tuner.peft_config), labels=kwargs.get("labels") is not None)
     check_batch(tasks, args, kwargs)
     _THREAD.calls.append(tasks)
     try:
@@ -161,7 +164,8 @@ class RoutedHead(ModulesToSaveWrapper):
         outputs: dict[int, Tensor] = {}
         for name in dict.fromkeys(names):
             rows = [i for i, n in enumerate(names) if n == name]
-            head = self.modules_to_save[name] if name in list(self.modules_to_save) else self.original_module
+            saved = name in self.modules_to_save
+            head = self.modules_to_save[name] if saved else self.original_module
             logits = head(features if len(rows) == len(names) else features[rows], *rest, **kwargs)
             if not isinstance(logits, Tensor):
                 raise TypeError(
@@ -198,12 +202,13 @@ def _widen(logits: Tensor, width: int) -> Tensor:
     return nn.functional.pad(logits, (0, missing), value=float("-inf"))
 
 
-def route_heads(model: nn.Module, tuner: BaseTuner) -> None:
-    """Turn every wrapper of PEFT's `modules_to_save` below `model` into a `RoutedHead`, in place."""
+def route_heads(model: nn.Module, tuner: BaseTuner) -> list[RoutedHead]:
+    """Turn every wrapper of PEFT's `modules_to_save` below `model` into a `RoutedHead`, in place; return them."""
     for module in model.modules():
         if type(module) is ModulesToSaveWrapper:
             module.__dict__["tuner"] = tuner  # not a submodule: the tuner contains this head
             module.__class__ = RoutedHead  # last, since other threads may be calling it
+    return [module for module in model.modules() if isinstance(module, RoutedHead)]
 
 
 def fit_heads(model: nn.Module, adapter_name: str, state_dict: Mapping[str, Tensor]) -> None:

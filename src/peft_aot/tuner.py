@@ -60,6 +60,7 @@ class TaskTuner(StoredTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         super()._pre_injection_hook(model, config, adapter_name)
         self._row_hooks: list[RemovableHandle] = []
+        self._injections, self._routed_after = 0, -1  # adapters injected so far; and when heads were routed
         self._notes_rows = False  # a flag of its own, since torch.compile cannot look at handles
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -85,7 +86,12 @@ class TaskTuner(StoredTuner):
 
     def _prepare_mixed_batches(self) -> None:
         """Do before a mixed batch what is needed once; doing it again changes nothing."""
-        route_heads(self.model, self)  # here, since PEFT adds some heads only after it has injected the adapter
+        injections = self._injections
+        if self._routed_after != injections:  # here, since PEFT adds some heads only after it has injected the adapter
+            heads = route_heads(self.model, self)
+            expected = [name for name, config in self.peft_config.items() if getattr(config, "modules_to_save", None)]
+            if all(any(name in head.modules_to_save for head in heads) for name in expected):
+                self._routed_after = injections
         if not self._notes_rows:
             self._notes_rows = True
             stacks = [m for m in self.model.modules() if isinstance(m, PreTrainedModel)] or [self.model]
@@ -123,6 +129,7 @@ class TaskTuner(StoredTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to the backbone; see PEFT. Of one that cannot be added beside others nothing stays."""
         active = self.active_adapter
+        self._injections += 1
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:

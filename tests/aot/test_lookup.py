@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,42 @@ def test_unpadded_hidden_states_are_refused() -> None:
     layer.register_forward_pre_hook(unpad, with_kwargs=True)
     with pytest.raises(ValueError, match=r"for token ids of shape \(2, 4\), got \(1, 8, 32\); use an attention"):
         output(model, {"input_ids": REPEATS})
+
+
+def test_the_work_of_a_batch_does_not_grow_with_the_adapters_that_are_loaded() -> None:
+    model = adapted("bert", "FEATURE_EXTRACTION")
+    model.add_adapter("other", config("bert", "FEATURE_EXTRACTION"))
+    model.eval()
+    model.cache_rows(2**20)
+    steps = []
+    for idle in (0, 12):
+        for number in range(idle):
+            model.add_adapter(f"idle{number}", config("bert", "FEATURE_EXTRACTION"))
+        model.eval()
+        for names in (["default", "other"], None):
+            batch = {"adapter_names": names} if names else {}
+            with torch.no_grad():
+                output(model, {"input_ids": REPEATS}, **batch)  # fills what is filled once
+                steps.append(count_steps(lambda batch=batch: output(model, {"input_ids": REPEATS}, **batch)))
+    assert steps[:2] == steps[2:] and min(steps) > 1000
+
+
+def count_steps(call: Any) -> int:
+    """Count the bytecodes that this package's own code executes."""
+    steps = 0
+
+    def trace(frame: Any, event: str, argument: object) -> Any:
+        nonlocal steps
+        if "peft_aot" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        steps += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return steps

@@ -82,16 +82,15 @@ class AoTLayer(TaskLayer):
         return self.base_layer(*args, **kwargs)
 
     def _add(self, hidden: Tensor, active: list[str]) -> Tensor:
-        modules = dict(self.aot_rows.items())
-        bottlenecks = {name: module for name, module in modules.items() if isinstance(module, HiddenBottleneck)}
-        rows = {name: module for name, module in modules.items() if name not in bottlenecks}
-        if not bottlenecks:
-            return self.lookup.add(self.block_name, hidden, rows, active)
         tasks = tasks_of(self.tuner)
-        asked = active if tasks is None else tasks.names
+        names = active if tasks is None else tasks.distinct
+        asked = {name: self.aot_rows[name] for name in names if name in self.aot_rows}
+        bottlenecks = {name: module for name, module in asked.items() if isinstance(module, HiddenBottleneck)}
+        if not bottlenecks:
+            return self.lookup.add(self.block_name, hidden, self.aot_rows, active)
         total = hidden
-        if any(name in rows for name in asked):
-            total = self.lookup.add(self.block_name, hidden, rows, active)
+        if len(asked) > len(bottlenecks):
+            total = self.lookup.add(self.block_name, hidden, self.aot_rows, active)
         return add_bottlenecks(total, hidden, bottlenecks, active, tasks)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

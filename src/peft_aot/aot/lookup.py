@@ -10,9 +10,10 @@ computes its own.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from peft_aot.tables import Table
 
 from .plan import Plan, make_plan
 from .reparam import HiddenBottleneck
-from .stack_rows import StackRows, versions
+from .stack_rows import StackRows, factors_of, versions
 from .stage import Buffers
 from .token_ids import StackCall, current_call
 
@@ -99,7 +100,7 @@ class Lookup:
         for stack in self.stacks:
             stack.forget(adapter_name)
 
-    def add(self, block: str, hidden: Tensor, rows: Mapping[str, nn.Module], active: Sequence[str]) -> Tensor:
+    def add(self, block: str, hidden: Tensor, rows: nn.ModuleDict, active: Sequence[str]) -> Tensor:
         """Add to hidden states (B, T, D) the rows of their tokens before block `block`.
 
         Args:
@@ -136,13 +137,7 @@ class Lookup:
         key = (active, hidden.dtype, hidden.device)
         if key not in call.memo:
             layers = next((layers for layers in self.stacks if layers.stack is call.stack), None)
-            trains = torch.is_grad_enabled() and any(
-                p.requires_grad
-                for group in plan.groups
-                for name in group
-                for module in self.modules_of(name)
-                for p in module.parameters()
-            )
+            trains = torch.is_grad_enabled() and self._train(itertools.chain(*plan.groups))
             call.memo[key] = None if layers is None or trains else self._stage(call, plan, hidden, layers)
         staged: dict[str, tuple[Tensor, Tensor]] | None = call.memo[key]
         return staged
@@ -170,8 +165,7 @@ class Lookup:
         slots = None if table is None else table.layer_slots(layers.blocks)
         if len(names) != 1 or (table is not None and slots is None):
             for slot, (block, modules) in enumerate(zip(layers.blocks, layers.modules, strict=True)):
-                tables = {name: module for name, module in modules.items() if not isinstance(module, HiddenBottleneck)}
-                part[slot].copy_(self._group_rows(call, plan, group, block, tables, hidden))
+                part[slot].copy_(self._group_rows(call, plan, group, block, modules, hidden))
         elif table is None:
             layers.read(part, names[0], tokens, embeddings)
         else:
@@ -185,12 +179,12 @@ class Lookup:
                 part[:, places.to(part.device)] = rest
 
     def _group_rows(
-        self, call: StackCall, plan: Plan, group: int, block: str, rows: Mapping[str, nn.Module], hidden: Tensor
+        self, call: StackCall, plan: Plan, group: int, block: str, rows: nn.ModuleDict, hidden: Tensor
     ) -> Tensor:
         tokens, embeddings = plan.placement.tokens[group], plan.embeddings[group]
         total: Tensor | None = None
         for name in plan.groups[group]:
-            if name not in rows:  # this adapter leaves this block alone
+            if name not in rows or isinstance(rows[name], HiddenBottleneck):  # this adapter has no rows for this block
                 continue
             part = self._adapter_rows(call, (plan.groups, group), name, block, rows[name], tokens, embeddings)
             total = part if total is None else total + part.to(total.device)
@@ -233,9 +227,8 @@ class Lookup:
         table = self.tables.get(name)
         if table is None:
             return None
-        factors = [p for m in self.modules_of(name) for p in m.parameters()]
         compiling = torch.compiler.is_compiling()
-        if (torch.is_grad_enabled() or compiling) and any(p.requires_grad for p in factors):
+        if (torch.is_grad_enabled() or compiling) and self._train([name]):
             return None
         if compiling:
             return table
@@ -250,8 +243,13 @@ class Lookup:
         return None
 
     def _unchanged(self, name: str) -> bool:
-        return self._versions.setdefault(name, self.factor_versions(name)) == self.factor_versions(name)
+        found = self.factor_versions(name)
+        return self._versions.setdefault(name, found) == found
 
     def factor_versions(self, name: str) -> tuple[int, ...]:
         """Return a fingerprint of an adapter's factors that changes with every change but those through `.data`."""
-        return versions(p for m in self.modules_of(name) for p in m.parameters())
+        return versions(factors_of(self.modules_of(name)))
+
+    def _train(self, names: Iterable[str]) -> bool:
+        """Whether a gradient may be wanted of a factor of one of these adapters."""
+        return any(p.requires_grad for name in names for p in factors_of(self.modules_of(name)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class StackRows:
         """Return a number for what an adapter's rows follow from; another one once any of that has changed."""
         embedding = input_embedding(self.stack)
         weights = [] if embedding is None else [embedding.weight]
-        factors = [p for modules in self.modules if adapter_name in modules for p in modules[adapter_name].parameters()]
+        factors = list(factors_of(modules[adapter_name] for modules in self.modules if adapter_name in modules))
         made_of = (versions([*weights, *factors]), factors[0].dtype if factors else None)
         precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         known = self._numbers.get((adapter_name, precision))
@@ -118,6 +118,11 @@ class StackRows:
                 f"most rows are computed anew in every batch, give cache_rows() more bytes",
                 stacklevel=2,
             )
+
+
+def factors_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """Yield the factors of modules that compute rows; all stand in the module itself, and `parameters()` is slow."""
+    return (p for module in modules for p in module._parameters.values() if p is not None)
 
 
 def versions(parameters: Iterable[Tensor]) -> tuple[int, ...]:
