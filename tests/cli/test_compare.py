@@ -36,7 +36,8 @@ def comparing(folder: Path, output: str, *more: str) -> list[str]:
     return [
         *("compare", "--model", str(folder / "bb"), "--output", str(folder / output), "--precision", "fp32"),
         *("--train-file", str(folder / "colours.csv"), "--methods", "aot,head", "--trials", "2", "--seeds", "1"),
-        *("--epochs", "1", "--timing-rounds", "2", "--space", "aot.learning_rate=1e-2,1e-3", *more),
+        *("--epochs", "1", "--timing-rounds", "2", "--space", "aot.learning_rate=1e-2,1e-3"),
+        *("--head-learning-rate", "5e-3", *more),
     ]
 
 
@@ -45,7 +46,8 @@ def test_a_comparison_in_a_terminal(folder: Path, capsys: pytest.CaptureFixture[
     shown = " ".join(capsys.readouterr().out.split())
     assert "1 tasks x 2 methods x 2 trials, the best with 1 seeds: 4 runs, 0 of them finished" in shown
     assert "expected: about" in shown and "of memory" in shown
-    assert "colours aot learning_rate=0.01 rank=64:" in shown
+    assert "colours aot learning_rate=0.01 rank=64 head_learning_rate=0.005:" in shown
+    assert "colours head learning_rate=0.005 weight_decay=0:" in shown, "its own rates are the head's"
     assert "report.html" in shown and "AoT-FC" in shown
     with (folder / "a" / "report" / "table.csv").open(encoding="utf-8", newline="") as file:
         assert [row["method"] for row in csv.DictReader(file)] == ["aot", "head"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peft_aot.compare.space import check_methods, parse_space, points, search_points
+from peft_aot.compare.space import check_methods, head_rate_axes, parse_space, points, search_points
 from peft_aot.methods import get_method, method_names
 
 
@@ -56,6 +56,14 @@ def test_axes_are_replaced_and_added() -> None:
     found = search_points(get_method("aot"), {"rank": (4,), "dropout": (0.0, 0.5)}, 8, "bert", 512)
     assert {point["rank"] for point in found} == {4}
     assert {point["dropout"] for point in found} == {0.0, 0.5}
+
+
+def test_one_rate_for_the_head_under_every_method() -> None:
+    axes = head_rate_axes(("aot", "head", "full"), 5e-2)
+    assert axes == {"aot": {"head_learning_rate": (5e-2,)}, "full": {"head_learning_rate": (5e-2,)}}
+    found = search_points(get_method("aot"), axes["aot"], 4, "bert", 512)
+    assert {point["head_learning_rate"] for point in found} == {5e-2}
+    assert len({point["learning_rate"] for point in found}) == 4
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from peft_aot.compare.options import CONTROLS, DEFAULT_METHODS
 from peft_aot.compare.plan import Plan
 from peft_aot.compare.records import Run, RunRecord
 from peft_aot.compare.report.terminal import TerminalTable
-from peft_aot.compare.space import parse_space
+from peft_aot.compare.space import head_rate_axes, parse_space
 from peft_aot.progress import Progress as Report
 from peft_aot.sizes import format_bytes
 from peft_aot.task import LocalFiles
@@ -59,6 +59,9 @@ def compare(
     space: Annotated[
         list[str] | None, typer.Option(help="An axis of a search space, as aot.learning_rate=1e-3,3e-3; repeatable.")
     ] = None,
+    head_learning_rate: Annotated[
+        float | None, typer.Option(help="Of the head, under every method; else it learns at the rate of the rest.")
+    ] = None,
     timing_rounds: Annotated[int, typer.Option(help="Rounds of the inference timing; 0 leaves it out.")] = 30,
     estimate_only: Annotated[
         bool, typer.Option("--estimate-only", help="Foresee time and memory; run nothing.")
@@ -81,6 +84,8 @@ def compare(
     """
     quiet_libraries()
     spaces: dict[str, dict[str, tuple[Any, ...]]] = {}
+    if head_learning_rate is not None:
+        spaces = head_rate_axes(_names(methods), head_learning_rate)
     for text in space or ():
         method, setting, values = parse_space(text)
         spaces.setdefault(method, {})[setting] = values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from peft_aot.method import AdapterRequest, Method, Space
@@ -52,6 +52,14 @@ def parse_space(text: str) -> tuple[str, str, tuple[Any, ...]]:
     if not (equals and dot and method and setting):
         raise ValueError(f"expected METHOD.SETTING=VALUE,VALUE, got {text!r}; such as aot.learning_rate=1e-3,3e-3")
     return method, setting, tuple(_value(part.strip()) for part in values.split(",") if part.strip())
+
+
+def head_rate_axes(methods: Iterable[str], rate: float) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """Write the axes that give the head one learning rate under every method, whatever the rate of the rest.
+
+    Not under "head", whose own learning rates are the head's.
+    """
+    return {name: {"head_learning_rate": (rate,)} for name in methods if name != "head"}
 
 
 def _value(text: str) -> Any:
