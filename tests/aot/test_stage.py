@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from backbones import build, inputs, output
 from models import adapted, config
+from peft_aot.aot import lookup
 from peft_aot.aot.lookup import Lookup
 from peft_aot.aot.stage import Buffers
 from peft_aot.ops import add_rows, add_staged, place_distinct
@@ -131,6 +132,20 @@ def test_calls_give_their_buffer_back_also_when_they_fail() -> None:
         handle.remove()
         output(model, inputs("bert", "SEQ_CLS"))
     assert sum(map(len, free.values())) == 1
+
+
+def test_rows_that_take_too_much_memory_are_not_gathered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted("bert").eval()
+    batch = inputs("bert", "SEQ_CLS")
+    with torch.no_grad():
+        expected = output(model, batch)
+        needed = model.base_model.lookup._buffers._free.popitem()[1][0].nbytes
+        monkeypatch.setattr(lookup, "STAGE_BYTES", needed - 1)
+        assert torch.equal(output(model, batch), expected)
+        assert not model.base_model.lookup._buffers._free
+        monkeypatch.setattr(lookup, "STAGE_BYTES", needed)
+        output(model, batch)
+    assert model.base_model.lookup._buffers._free
 
 
 def _fail(*_: Any) -> None:

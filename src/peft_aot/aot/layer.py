@@ -86,6 +86,8 @@ class AoTLayer(TaskLayer):
         names = active if tasks is None else tasks.distinct
         asked = {name: self.aot_rows[name] for name in names if name in self.aot_rows}
         bottlenecks = {name: module for name, module in asked.items() if isinstance(module, HiddenBottleneck)}
+        if tasks is None and not asked:
+            return hidden
         if not bottlenecks:
             return self.lookup.add(self.block_name, hidden, self.aot_rows, active)
         total = hidden

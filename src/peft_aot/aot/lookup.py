@@ -3,8 +3,8 @@
 Every block's layer asks the `Lookup` that its tuner's layers share. It knows adapters' tables and which tokens a call
 runs on; how rows are computed or stored is the business of `reparam` and `tables`. In inference the first block that
 asks has the rows of all blocks of its stack gathered into one tensor (`stage`), so that all that is left to a block is
-one look-up and one addition, however many adapters a batch mixes. In training, and in compiled graphs, each block
-computes its own.
+one look-up and one addition, however many adapters a batch mixes. In training, in compiled graphs, and for
+batches whose rows would take too much memory at once, each block gathers its own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from .reparam import HiddenBottleneck
 from .stack_rows import StackRows, factors_of, versions
 from .stage import Buffers
 from .token_ids import StackCall, current_call
+
+STAGE_BYTES = 256 * 2**20
+"""Most memory for the rows of all blocks at once; a batch that needs more has each block gather its own."""
 
 
 class Lookup:
@@ -144,9 +147,11 @@ class Lookup:
 
     def _stage(
         self, call: StackCall, plan: Plan, hidden: Tensor, layers: StackRows
-    ) -> dict[str, tuple[Tensor, Tensor]]:
+    ) -> dict[str, tuple[Tensor, Tensor]] | None:
         sizes = [len(tokens) for tokens in plan.placement.tokens]
         shape = (len(layers.blocks), sum(sizes) + plan.placement.zero_row, hidden.shape[-1])
+        if math.prod(shape) * hidden.dtype.itemsize > STAGE_BYTES:
+            return None
         buffer = self._buffers.borrow(math.prod(shape), hidden.dtype, hidden.device)
         call.at_end.append(functools.partial(self._buffers.give_back, buffer))
         rows = buffer[: math.prod(shape)].view(shape)

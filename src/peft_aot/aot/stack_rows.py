@@ -102,8 +102,8 @@ class StackRows:
         precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         known = self._numbers.get((adapter_name, precision))
         if known is None or known[0] != made_of:
-            # with the factors themselves, so that no others can take over their identity
-            known = self._numbers[adapter_name, precision] = made_of, next(_NUMBERS), factors
+            # with the tensors themselves, so that no others can take over their identity
+            known = self._numbers[adapter_name, precision] = made_of, next(_NUMBERS), (weights, factors)
         return known[1]
 
     def forget(self, adapter_name: str) -> None:
