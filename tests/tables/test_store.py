@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,25 @@ def test_mapped_not_read(tmp_path: Path) -> None:
     rows = opened.rows(torch.arange(0, 50_000, 5000))
     assert resident() - before < 60
     assert not rows.any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system cannot be told")
+def test_the_system_is_told_once_which_rows_will_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = table(tmp_path / "t")
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: told.append((start, size)))
+    opened.rows(torch.tensor([7, 0, 19]))
+    content = (tmp_path / "t").read_bytes()
+    for (start, size), token in zip(told, (7, 0, 19), strict=True):
+        assert content[start : start + size] == TABLE[token].numpy().tobytes()
+    told.clear()
+    opened.rows(torch.tensor([7, 3]))
+    assert [size for _, size in told] == [3 * 4 * 4], "3 alone is new"
+    opened.rows(torch.tensor([7, 3, 0]))
+    assert len(told) == 1
+
+
+def test_rows_outlive_their_file(tmp_path: Path) -> None:
+    opened = table(tmp_path / "t")
+    (tmp_path / "t").unlink()
+    assert torch.equal(opened.rows(torch.tensor([7, 0])), TABLE[[7, 0]])

@@ -145,6 +145,14 @@ def read_header(path: str | Path) -> TableHeader:
     return header
 
 
+def rows_start(path: str | Path) -> int:
+    """Return where in the file of a table, whose header is right, the rows begin, in bytes."""
+    with Path(path).open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        offset: int = json.loads(file.read(length))["rows"]["data_offsets"][0]
+    return 8 + int(length) + offset
+
+
 def _header_of(metadata: Mapping[str, str], entries: Mapping[str, dict[str, object]]) -> TableHeader:
     rows = entries["rows"]
     shape = rows["shape"]

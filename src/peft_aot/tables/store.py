@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .format import TableHeader, read_header
+from .format import TableHeader, read_header, rows_start
+from .read_ahead import ReadAhead
 
 
 class Table:
@@ -36,6 +37,7 @@ class Table:
             self._slot_of_token = torch.full((header.vocab_size,), -1)
             self._slot_of_token[kept.long()] = torch.arange(header.tokens)
         self._slot_of_layer = {name: slot for slot, name in enumerate(header.layers)}
+        self._read_ahead = ReadAhead(path, rows_start(path), header.tokens, header.row_bytes)
         self._slots_of_layers: dict[tuple[str, ...], slice | None] = {}
 
     @classmethod
@@ -97,6 +99,7 @@ class Table:
         """
         ids = token_ids.cpu()
         slots = ids if self._slot_of_token is None else self._slot_of_token[ids].clamp_min(0)
+        self._read_ahead.announce(slots)
         rows = self._rows.index_select(0, slots)
         if self._scales is None:
             return rows
