@@ -99,7 +99,8 @@ class Table:
         """
         ids = token_ids.cpu()
         slots = ids if self._slot_of_token is None else self._slot_of_token[ids].clamp_min(0)
-        self._read_ahead.announce(slots)
+        if not torch.compiler.is_compiling():  # which rows are new is no matter for a graph
+            self._read_ahead.announce(slots)
         rows = self._rows.index_select(0, slots)
         if self._scales is None:
             return rows
