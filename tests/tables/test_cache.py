@@ -88,3 +88,17 @@ def test_threads_get_their_own_rows() -> None:
     for thread in threads:
         thread.join()
     assert wrong == [] and len(cache) == 5
+
+
+def test_what_was_interrupted_is_not_taken_for_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_of(4)
+    ask(cache, 0, torch.tensor([1, 2]))
+
+    def interrupt(*_: object) -> Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Tensor, "index_select", interrupt)
+        cache.put(0, torch.tensor([3, 4, 5]), rows_of(0, torch.tensor([3, 4, 5])))
+    assert len(cache) == 0
+    ask(cache, 0, torch.tensor([1, 2, 3, 4, 5]))

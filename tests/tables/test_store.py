@@ -105,3 +105,10 @@ def test_rows_outlive_their_file(tmp_path: Path) -> None:
     opened = table(tmp_path / "t")
     (tmp_path / "t").unlink()
     assert torch.equal(opened.rows(torch.tensor([7, 0])), TABLE[[7, 0]])
+
+
+def test_a_table_opened_in_inference_mode_serves_outside(tmp_path: Path) -> None:
+    table(tmp_path / "t")
+    with torch.inference_mode():
+        opened = Table.open(tmp_path / "t")
+    assert torch.equal(opened.rows(torch.tensor([7, 0])), TABLE[[7, 0]])

@@ -88,6 +88,8 @@ class StackRows:
         if any(modules[adapter_name].training for modules in self.modules if adapter_name in modules):
             return None  # dropout
         layers, _, width = rows.shape
+        if layers * width * rows.element_size() > self.budget:  # more blocks were wrapped since
+            return None
         cache = self.cache
         if cache is None or not cache.holds(layers, width, rows.dtype):
             cache = self.cache = RowCache(self.budget, layers, width, rows.dtype)

@@ -29,10 +29,10 @@ class Buffers:
     def borrow(self, elements: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return a tensor of at least `elements` elements, of one dimension, whose values mean nothing."""
         try:
-            buffer = self._free[_place(dtype, device)].pop()
+            buffer: Tensor | None = self._free[_place(dtype, device)].pop()
         except IndexError:
-            buffer = torch.empty(0, dtype=dtype, device=device)
-        if buffer.numel() >= elements:
+            buffer = None
+        if buffer is not None and buffer.numel() >= elements:
             return buffer
         with torch.inference_mode(False):  # else it could not be written to outside inference mode
             return torch.empty(elements, dtype=dtype, device=device)

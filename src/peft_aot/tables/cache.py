@@ -8,7 +8,7 @@ was not.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor
@@ -41,7 +41,9 @@ class RowCache:
                 f"{budget}; give more, or do without a cache"
             )
         with torch.inference_mode(False):  # else it could not be written to outside inference mode
-            self._rows = torch.empty(self.pages, layers, width, dtype=dtype)  # the system gives memory as it is used
+            self._rows = torch.empty(
+                self.pages, layers, width, dtype=dtype, device="cpu"
+            )  # the system gives memory as it is used
         self._page_of: dict[tuple[Hashable, int], int] = {}
         self._key_of: list[tuple[Hashable, int]] = []
         self._used = bytearray(self.pages)
@@ -73,12 +75,12 @@ class RowCache:
             self.hits += len(found)
             self.misses += len(pages) - len(found)
             if found:  # copied under the lock, so that no page changes hands meanwhile
-                read = self._rows.index_select(0, torch.tensor(found)).transpose(0, 1)
+                read = self._rows.index_select(0, _indices(found)).transpose(0, 1)
                 if len(found) == len(pages):
                     rows.copy_(read)
                 else:
-                    rows.index_copy_(1, torch.tensor([p for p, page in enumerate(pages) if page >= 0]), read)
-        return torch.tensor([p for p, page in enumerate(pages) if page < 0], dtype=torch.int64)
+                    rows.index_copy_(1, _indices(p for p, page in enumerate(pages) if page >= 0), read)
+        return _indices(p for p, page in enumerate(pages) if page < 0)
 
     def put(self, task: Hashable, tokens: Tensor, rows: Tensor) -> None:
         """Keep rows, as many as there is room for.
@@ -91,10 +93,17 @@ class RowCache:
         kept = tokens.tolist()[: self.pages]
         with self._lock:
             # a page may have been given up again within this very call: the last to get it has it
-            place_of = {self._page_for((task, token)): place for place, token in enumerate(kept)}
-            if place_of:
-                values = rows.index_select(1, torch.tensor(list(place_of.values()))).transpose(0, 1)
-                self._rows.index_copy_(0, torch.tensor(list(place_of)), values)
+            try:
+                place_of = {self._page_for((task, token)): place for place, token in enumerate(kept)}
+                if place_of:
+                    values = rows.index_select(1, _indices(place_of.values())).transpose(0, 1)
+                    self._rows.index_copy_(0, _indices(place_of), values)
+            except BaseException:  # Ctrl-C, no memory: pages have owners whose rows are not in them
+                self._clear()
+                raise
+
+    def _clear(self) -> None:
+        self._page_of, self._key_of, self._used, self._hand = {}, [], bytearray(self.pages), 0
 
     def _page_for(self, key: tuple[Hashable, int]) -> int:
         page = self._page_of.get(key)
@@ -120,3 +129,7 @@ class RowCache:
 
     def __len__(self) -> int:
         return len(self._page_of)
+
+
+def _indices(numbers: Iterable[int]) -> Tensor:
+    return torch.tensor(list(numbers), dtype=torch.int64, device="cpu")  # whatever the default device is

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-import torch
+import numpy as np
 from torch import Tensor
 
 
@@ -29,11 +29,12 @@ class ReadAhead:
         self._path = path
         self._start = start
         self._row_bytes = row_bytes
-        self._announced = torch.zeros(rows, dtype=torch.bool)
+        self._announced = np.zeros(rows, dtype=bool)  # no tensor: one made in inference mode could not be written to
 
     def announce(self, rows: Tensor) -> None:
         """Announce rows (U,), int64 on the CPU; where the system cannot be told (not Linux), do nothing."""
-        new = rows[~self._announced[rows]]
+        asked = rows.numpy()
+        new = asked[~self._announced[asked]]
         if not len(new):
             return
         self._announced[new] = True
