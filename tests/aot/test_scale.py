@@ -61,9 +61,10 @@ def test_a_sum_of_adapters_with_other_ranks_and_scales_is_exact(reparam: str) ->
     model.add_weighted_adapter(["default", "other"], [0.5, -2.0], "sum")
     assert (model.peft_config["sum"].r, model.peft_config["sum"].scale) == (8, 1.0)
     tokens, zeros = torch.arange(120), torch.zeros(120, 32)
-    for modules in model.base_model.lookup.rows:
+    parts = [model.base_model.lookup.modules_of(name) for name in ("default", "other", "sum")]
+    for modules in zip(*parts, strict=True):
         with torch.no_grad():
-            one, two, both = (modules[name](tokens, zeros + 1) for name in ("default", "other", "sum"))
+            one, two, both = (module(tokens, zeros + 1) for module in modules)
         torch.testing.assert_close(both, 0.5 * one - 2 * two, atol=1e-4, rtol=1e-4)
         assert both.abs().max() > 0.1
 

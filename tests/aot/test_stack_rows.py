@@ -122,7 +122,7 @@ def test_autocast_has_rows_of_its_own() -> None:
 def test_dropout_is_not_kept() -> None:
     model = adapted("bert", "FEATURE_EXTRACTION", dropout=0.5)
     model.cache_rows(ROOM)
-    for module in model.base_model.lookup.rows[0].values():
+    for module in model.base_model.lookup.modules_of("default")[:1]:
         module.train()
     numbers = asked(model)
     for _ in range(2):
@@ -161,6 +161,27 @@ def test_budgets_that_mean_nothing_are_refused(budget: Any) -> None:
     with pytest.raises(ValueError, match=r"expected a number of bytes of at least \d+, .* got .*; such as"):
         model.cache_rows(budget)
     assert model.base_model.lookup.stacks[0].budget == ROOM, "as before"
+
+
+def test_blocks_that_are_wrapped_later_share_the_budget() -> None:
+    model = adapted("t5", "SEQ_2_SEQ_LM", target_modules=r"encoder\.block\.0")
+    model.cache_rows(model.base_model.lookup.stacks[0].page_bytes)
+    model.add_adapter("all", config("t5", "SEQ_2_SEQ_LM"))
+    model.eval()
+    batch, names = inputs("t5", "SEQ_2_SEQ_LM"), {"adapter_names": ["all", "default", "__base__"]}
+    same(run(model, batch, **names), uncached(model, batch, **names))
+    assert all(stack.cache is None for stack in model.base_model.lookup.stacks), "too little now, and no error"
+    with pytest.raises(ValueError, match="expected a number of bytes of at least"):
+        model.cache_rows(model.base_model.lookup.stacks[0].page_bytes)
+    model = adapted("t5", "SEQ_2_SEQ_LM", target_modules=r"encoder\.block\.0")
+    model.cache_rows(ROOM)
+    model.add_adapter("all", config("t5", "SEQ_2_SEQ_LM"))
+    model.eval()
+    for _ in range(2):
+        same(run(model, batch, **names), uncached(model, batch, **names))
+    stacks = model.base_model.lookup.stacks
+    assert len(stacks) == 2 and all(stack.cache is not None and stack.cache.hits for stack in stacks)
+    assert sum(stack.budget for stack in stacks) <= ROOM
 
 
 def test_a_share_of_the_free_memory() -> None:

@@ -55,7 +55,7 @@ def test_the_settings_that_are_named_are_those_that_are_timed(
     assert all(record.settings == settings for record in records)
     for model in (timed["factors"], timed["table"]):
         assert model.peft_config["default"].r == 3
-        assert len(model.base_model.lookup.rows) == 1
+        assert len(model.base_model.lookup.modules_of("default")) == 1
     assert list(timed["table"].base_model.lookup.tables) == ["default"]
     assert not timed["factors"].base_model.lookup.tables
 

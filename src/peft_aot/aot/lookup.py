@@ -41,18 +41,17 @@ class Lookup:
 
     Attributes:
         tables: Fused tables by adapter name.
-        rows: Of every layer, its modules by adapter name.
-        stacks: The same layers, by stack.
+        stacks: The wrapped blocks, by stack.
         vocab_sizes: V by adapter name.
     """
 
     def __init__(self, tuner: BaseTuner) -> None:
         self.tuner = tuner
         self.tables: dict[str, Table] = {}
-        self.rows: list[nn.ModuleDict] = []
         self.stacks: list[StackRows] = []
         self.vocab_sizes: dict[str, int] = {}
         self._versions: dict[str, tuple[int, ...]] = {}
+        self._budget: int | None = None
         self._buffers = Buffers()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,12 +61,12 @@ class Lookup:
 
     def add_layer(self, stack: nn.Module, block: str, modules: nn.ModuleDict, width: int) -> None:
         """Note one more wrapped block of a stack."""
-        self.rows.append(modules)
         known = next((known for known in self.stacks if known.stack is stack), None)
         if known is None:
             known = StackRows(stack)
             self.stacks.append(known)
         known.add(block, modules, width)
+        self._share_budget()
 
     def cache_rows(self, budget: int | None) -> None:
         """Keep rows that were computed from factors, in `budget` bytes for all adapters together; None keeps none."""
@@ -78,13 +77,18 @@ class Lookup:
                     f"expected a number of bytes of at least {needed}, which the rows of one token may take, got "
                     f"{budget!r}; such as {256 * 2**20}"
                 )
+        self._budget = budget
+        self._share_budget()
+
+    def _share_budget(self) -> None:
+        total = sum(stack.page_bytes for stack in self.stacks)
         for stack in self.stacks:
-            stack.budget = None if budget is None else budget * stack.page_bytes // needed
+            stack.budget = None if self._budget is None else self._budget * stack.page_bytes // total
             stack.cache = None
 
     def modules_of(self, adapter_name: str) -> list[nn.Module]:
-        """Return the adapter's modules, one per wrapped block in the order of wrapping."""
-        return [rows[adapter_name] for rows in self.rows if adapter_name in rows]
+        """Return the adapter's modules, one per wrapped block, stack by stack."""
+        return [module for stack in self.stacks for module in stack.modules_of(adapter_name)]
 
     def attach(self, adapter_name: str, table: Table) -> None:
         """Use `table` for an adapter in inference, until its factors change."""
@@ -126,9 +130,10 @@ class Lookup:
         return add_rows(hidden, parts, plan.placement)
 
     def _plan(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> Plan:
-        plan: Plan | None = call.memo.get(active)
+        key = ("plan", active)
+        plan: Plan | None = call.memo.get(key)
         if plan is None:
-            plan = call.memo[active] = make_plan(call, hidden, active, self.tuner, self.vocab_sizes)
+            plan = call.memo[key] = make_plan(call, hidden, active, self.tuner, self.vocab_sizes)
         return plan
 
     def _staged(
@@ -137,7 +142,7 @@ class Lookup:
         """Return (rows, positions) of every block of the running stack, or None where each block computes its own."""
         if torch.compiler.is_compiling():
             return None
-        key = (active, hidden.dtype, hidden.device)
+        key = ("rows", active, hidden.dtype, hidden.device)
         if key not in call.memo:
             layers = next((layers for layers in self.stacks if layers.stack is call.stack), None)
             trains = torch.is_grad_enabled() and self._train(itertools.chain(*plan.groups))

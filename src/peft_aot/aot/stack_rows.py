@@ -51,6 +51,10 @@ class StackRows:
         self.blocks += (block,)
         self.modules += (modules,)
 
+    def modules_of(self, adapter_name: str) -> list[nn.Module]:
+        """Return the adapter's modules in the order of wrapping."""
+        return [modules[adapter_name] for modules in self.modules if adapter_name in modules]
+
     def read(self, rows: Tensor, adapter_name: str, tokens: Tensor, embeddings: Tensor) -> None:
         """Write an adapter's rows.
 
@@ -85,7 +89,7 @@ class StackRows:
         """Return the cache that `rows` may be read from and kept in, or None: on an accelerator copying costs more."""
         if self.budget is None or rows.device.type != "cpu":
             return None
-        if any(modules[adapter_name].training for modules in self.modules if adapter_name in modules):
+        if any(module.training for module in self.modules_of(adapter_name)):
             return None  # dropout
         layers, _, width = rows.shape
         if layers * width * rows.element_size() > self.budget:  # more blocks were wrapped since
@@ -99,7 +103,7 @@ class StackRows:
         """Return a number for what an adapter's rows follow from; another one once any of that has changed."""
         embedding = input_embedding(self.stack)
         weights = [] if embedding is None else [embedding.weight]
-        factors = list(factors_of(modules[adapter_name] for modules in self.modules if adapter_name in modules))
+        factors = list(factors_of(self.modules_of(adapter_name)))
         made_of = (versions([*weights, *factors]), factors[0].dtype if factors else None)
         precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         known = self._numbers.get((adapter_name, precision))
