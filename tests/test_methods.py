@@ -6,8 +6,8 @@ import pytest
 from peft import LoraConfig, PeftConfig
 
 from peft_aot import AoTConfig, BitFitConfig, HiWiConfig, HoulsbyConfig, PaFiConfig
-from peft_aot.method import AdapterRequest
-from peft_aot.methods import configure, get_method, method_names
+from peft_aot.method import AdapterRequest, configure
+from peft_aot.methods import get_method, method_names
 
 REQUEST = AdapterRequest("bert", "classification", ("classifier", "bert.pooler"), rank=7, virtual_tokens=3)
 

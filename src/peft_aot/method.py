@@ -1,16 +1,18 @@
 """What a method is: how to write its PEFT configuration, which settings a search tries, what a reader should know.
 
-Frozen data only, as `task` is for tasks. The methods themselves stand in `methods`.
+Knows no method by name, as `task` knows no task. The methods themselves stand in `methods`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from peft import PeftConfig, TaskType
 
+from peft_aot.suggestions import did_you_mean
 from peft_aot.task import Kind
 
 
@@ -79,3 +81,36 @@ class Method:
     mixes: Literal["any heads", "adapters", "no"] = "any heads"
     virtual_tokens: bool = False
     notes: str = ""
+
+
+def configure(method: Method, request: AdapterRequest) -> PeftConfig | None:
+    """Write the PEFT configuration of a method for one backbone and one kind of task; None for full fine-tuning.
+
+    Raises:
+        ValueError: The method cannot do it, or has no such setting; the message says what to choose instead.
+    """
+    if request.rank is not None and request.rank < 1:
+        raise ValueError(f"expected a rank of at least 1, got {request.rank}; pass a positive number")
+    if method.virtual_tokens and request.virtual_tokens < 1:
+        raise ValueError(f"expected at least 1 virtual token, got {request.virtual_tokens}; pass a positive number")
+    if method.virtual_tokens and request.kind == "multiple_choice":
+        raise ValueError(
+            f"expected a method that PEFT supports for multiple choice, got {method.name!r}; "
+            "choose another, such as aot, lora, bitfit or full"
+        )
+    if method.configure is None:
+        if request.overrides:
+            raise ValueError(
+                f"expected no settings of an adapter with {method.name!r}, got {', '.join(request.overrides)}; "
+                "leave them out"
+            )
+        return None
+    return _override(method, method.configure(request), request.overrides)
+
+
+def _override(method: Method, config: PeftConfig, overrides: Mapping[str, Any]) -> PeftConfig:
+    known = [entry.name for entry in dataclasses.fields(config) if entry.init]
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"unknown setting {name!r} of method {method.name!r}; {did_you_mean(name, known)}")
+    return dataclasses.replace(config, **overrides) if overrides else config

@@ -13,8 +13,8 @@ from peft import PeftConfig
 
 from peft_aot.data import TRAIN, VALIDATION, Split, load_split
 from peft_aot.loading import Backbone, load_backbone, pick_device, pick_precision
-from peft_aot.method import AdapterRequest
-from peft_aot.methods import configure, get_method
+from peft_aot.method import AdapterRequest, configure
+from peft_aot.methods import get_method
 from peft_aot.own_task import open_task
 from peft_aot.run_folder import RunFolder
 from peft_aot.task import LocalFiles, Task

@@ -19,7 +19,8 @@ import filelock
 from transformers import AutoConfig
 
 from peft_aot.loading import load_tokenizer
-from peft_aot.methods import configure, get_method
+from peft_aot.method import configure
+from peft_aot.methods import get_method
 from peft_aot.progress import Progress
 from peft_aot.task import Kind
 

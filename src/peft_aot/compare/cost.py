@@ -21,7 +21,8 @@ from peft_aot.aot.config import AoTConfig
 from peft_aot.features import collator, encode
 from peft_aot.loading import load_backbone, pick_device
 from peft_aot.machine import describe_processor
-from peft_aot.methods import configure, get_method
+from peft_aot.method import configure
+from peft_aot.methods import get_method
 from peft_aot.rendering import Item
 from peft_aot.timing import interleave
 

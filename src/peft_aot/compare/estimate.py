@@ -16,7 +16,8 @@ from peft import get_peft_model
 
 from peft_aot.features import Feature, collator
 from peft_aot.loading import load_backbone, pick_device, pick_precision
-from peft_aot.methods import configure, get_method
+from peft_aot.method import configure
+from peft_aot.methods import get_method
 
 from .facts import TaskFacts
 from .memory import PeakMemory, release_unused

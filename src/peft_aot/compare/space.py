@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from peft_aot.method import AdapterRequest, Method, Space
-from peft_aot.methods import configure
+from peft_aot.method import AdapterRequest, Method, Space, configure
 from peft_aot.suggestions import did_you_mean
 from peft_aot.task import Kind
 
