@@ -104,7 +104,7 @@ def test_rows_of_other_factors_are_never_used() -> None:
         names = {"adapter_names": ["sum"] * len(batch["input_ids"])}
         same(run(model, batch, **names), uncached(model, batch, **names))
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(1.5)
+        model.get_input_embeddings().weight[:, 0].add_(1.5)  # a factor would not change its direction
     model.set_adapter("default")
     same(run(model, batch), uncached(model, batch))
 

@@ -66,6 +66,16 @@ def test_what_is_there_already_may_be_put_again() -> None:
     assert len(cache) == 3
 
 
+def test_a_page_that_changes_hands_within_one_put_holds_the_last_row() -> None:
+    cache = cache_of(4)
+    cache.put(0, torch.tensor([10, 11, 12, 13]), rows_of(0, torch.tensor([10, 11, 12, 13])))
+    tokens = torch.tensor([12, 20, 21, 22])  # the hand passes over 12, and takes its page for 22
+    cache.put(0, tokens, rows_of(0, tokens))
+    rows = torch.zeros(LAYERS, 1, WIDTH)
+    assert not len(cache.take(0, torch.tensor([22]), rows)) and torch.equal(rows, rows_of(0, torch.tensor([22])))
+    assert len(cache.take(0, torch.tensor([12]), rows)) == 1
+
+
 def test_a_budget_of_less_than_a_page_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected a budget of at least one page of 24 bytes .* got 23; give more"):
         RowCache(PAGE - 1, LAYERS, WIDTH, torch.float32)
