@@ -175,3 +175,21 @@ def test_one_task_for_all_is_the_active_adapter(model: PeftModel) -> None:
             bare = output(model, BATCH)
         torch.testing.assert_close(output(model, BATCH, adapter_names=["__base__"] * 4), bare)
     assert len(heads(model)) == 2
+
+
+def test_a_head_of_a_kind_that_only_a_later_adapter_brings_is_routed_too() -> None:
+    model = adapted("bert")
+    output(model, BATCH, adapter_names=["default"] * 4)  # heads are routed now
+    model.add_adapter("pooled", config("bert", "SEQ_CLS", modules_to_save=["pooler"]))
+    with torch.no_grad():
+        for parameter in model.base_model.model.bert.pooler.modules_to_save["pooled"].parameters():
+            parameter.add_(0.5)
+    model.eval()
+    alone = {}
+    for name in ("pooled", "default"):
+        model.set_adapter(name)
+        alone[name] = output(model, BATCH)
+    mixed = output(model, BATCH, adapter_names=["pooled", "default", "pooled", "default"])
+    for row, name in enumerate(["pooled", "default", "pooled", "default"]):
+        torch.testing.assert_close(mixed[row], alone[name][row])
+    assert not torch.allclose(alone["pooled"], alone["default"], atol=1e-2)
