@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import peft
@@ -402,20 +402,15 @@ def test_threads_do_not_see_each_other(method: str) -> None:
     batches = [inputs("bert", "SEQ_CLS", seed=s) for s in range(4)]
     names = [["default", "other", "__base__"], None, ["__base__"] * 3, ["other"] * 3]
     expected = [output(model, b, adapter_names=n).detach() for b, n in zip(batches, names, strict=True)]
-    wrong: list[int] = []
 
     def work(i: int) -> None:
-        for _ in range(20):
-            with torch.no_grad():
-                if not torch.allclose(output(model, batches[i], adapter_names=names[i]), expected[i], atol=1e-6):
-                    wrong.append(i)
+        with torch.no_grad():
+            for _ in range(20):
+                found = output(model, batches[i], adapter_names=names[i])
+                torch.testing.assert_close(found, expected[i], atol=1e-6, rtol=1e-5)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 def test_nested_calls_keep_their_own_ids_and_tasks() -> None:

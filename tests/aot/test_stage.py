@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -150,28 +149,3 @@ def test_rows_that_take_too_much_memory_are_not_gathered_at_once(monkeypatch: py
 
 def _fail(*_: Any) -> None:
     raise RuntimeError("on purpose")
-
-
-def test_threads_do_not_see_each_other_s_rows() -> None:
-    model = adapted("bert", "FEATURE_EXTRACTION")
-    torch.manual_seed(6)
-    model.add_adapter("other", config("bert", "FEATURE_EXTRACTION"))
-    model.eval()
-    batches = [{"input_ids": torch.randint(1, 60, (2, length))} for length in (3, 5, 7, 4)]
-    names = [["default", "other"], ["other", "other"], ["__base__", "default"], ["default", "default"]]
-    with torch.no_grad():
-        expected = [output(model, batch, adapter_names=each) for batch, each in zip(batches, names, strict=True)]
-    wrong: list[int] = []
-
-    def work(index: int) -> None:
-        with torch.no_grad():
-            for _ in range(30):
-                if not torch.equal(output(model, batches[index], adapter_names=names[index]), expected[index]):
-                    wrong.append(index)
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
