@@ -5,6 +5,7 @@ from peft_aot._registration import register
 register()
 
 from peft_aot.aot import AoTConfig, AoTLayer, AoTModel  # noqa: E402 - PEFT must know the methods first
+from peft_aot.aot.bank import TaskBank  # noqa: E402
 from peft_aot.aot.token_ids import token_ids  # noqa: E402
 from peft_aot.bitfit import BitFitConfig, BitFitLayer, BitFitModel  # noqa: E402
 from peft_aot.fusion import fuse  # noqa: E402
@@ -33,6 +34,7 @@ __all__ = [
     "PaFiLayer",
     "PaFiModel",
     "Table",
+    "TaskBank",
     "__version__",
     "fuse",
     "register",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from peft_aot.aot.config import CANNOT_FUSE_HIDDEN, AoTConfig
-from peft_aot.aot.reparam import make_rows
+from peft_aot.aot.reparam import rows_from
 from peft_aot.backbone import Block, embed, find_blocks, input_embedding, vocabulary_size
 from peft_aot.card import CARD_FILE
 from peft_aot.staging import finish
@@ -161,11 +161,8 @@ def row_functions(
                 f"expected a backbone with vocabulary {config.vocab_size} and width {config.token_dim}, got "
                 f"{vocab_size} and {block.width}; pass the backbone this adapter was trained on"
             )
-        with torch.device("meta"):  # drawing initial values would disturb the random state of a training run
-            module = make_rows(config, embedding.embedding_dim, block.width)
         own = {factor: tensor.float() for (owner, factor), tensor in factors.items() if owner == name}
-        module.load_state_dict(own, assign=True)
-        functions[name] = _row_function(module.eval().requires_grad_(False), embedding)
+        functions[name] = _row_function(rows_from(config, embedding.embedding_dim, block.width, own), embedding)
     return functions
 
 

@@ -55,6 +55,28 @@ def kronecker_rows(token_ids: Tensor, w_l: Tensor, w_m: Tensor, w_r: Tensor) -> 
     return (left.unsqueeze(2) * right.unsqueeze(1)).flatten(1) @ w_r
 
 
+def stacked_fc_rows(
+    embeddings: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Compute `fc_rows` of L blocks at once: two matrix products instead of 2 L.
+
+    Shapes: embeddings (U, E), w1 (E, L * R), block by block, b1 (L, R), w2 (L, R, D), b2 (L, D); returns (L, U, D).
+    """
+    layers, rank = b1.shape
+    units = (embeddings @ w1).view(len(embeddings), layers, rank).transpose(0, 1)
+    return torch.baddbmm(b2.unsqueeze(1), activation(units + b1.unsqueeze(1)), w2)
+
+
+def stacked_kronecker_rows(token_ids: Tensor, w_l: Tensor, w_m: Tensor, w_r: Tensor) -> Tensor:
+    """Compute `kronecker_rows` of L blocks at once.
+
+    Shapes: token_ids (U,) int64, w_l (L, a, R), w_m (L, b, R), w_r (L, R * R, D); returns (L, U, D).
+    """
+    left = w_l[:, token_ids // w_m.shape[1]]
+    right = w_m[:, token_ids % w_m.shape[1]]
+    return torch.bmm((left.unsqueeze(3) * right.unsqueeze(2)).flatten(2), w_r)
+
+
 def square_factors(vocab_size: int) -> tuple[int, int]:
     """Return (a, b), a >= b, the most square pair with a * b >= vocab_size."""
     b = int(vocab_size**0.5)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -23,6 +23,17 @@ from peft_aot.suggestions import did_you_mean
 BASE = "__base__"
 
 
+class TaskHeads(Protocol):
+    """A task that is no adapter of the model: its heads, by their names in the model."""
+
+    @property
+    def heads(self) -> Mapping[str, nn.Module]:
+        """The heads."""
+
+
+NO_TASKS: Mapping[str, Any] = {}
+
+
 @dataclass
 class Tasks:
     """The adapter of every example of one call.
@@ -32,6 +43,7 @@ class Tasks:
         names: One adapter name or `"__base__"` per example.
         labels: True if the call carries labels, so that the model will compute a loss from the logits.
         rows: Examples that the stack now running was given, beams and choices counted; kept by tuners that ask.
+        banked: Tasks beside the model's adapters, by name, as they were when the call began.
         distinct: Every name once, in order.
     """
 
@@ -39,6 +51,7 @@ class Tasks:
     names: tuple[str, ...]
     labels: bool = False
     rows: int = 0
+    banked: Mapping[str, Any] = field(default_factory=lambda: NO_TASKS, repr=False)
     distinct: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,7 +83,7 @@ def tasks_of(tuner: BaseTuner) -> Tasks | None:
     return calls[-1] if calls and calls[-1].tuner is tuner else None
 
 
-def check_names(adapter_names: object, known: Collection[str]) -> tuple[str, ...]:
+def check_names(adapter_names: object, known: Collection[str], banked: Collection[str] = ()) -> tuple[str, ...]:
     """Validate the `adapter_names` argument of a call.
 
     Raises:
@@ -82,8 +95,8 @@ def check_names(adapter_names: object, known: Collection[str]) -> tuple[str, ...
     if not adapter_names:
         raise ValueError("expected one adapter name per example, got an empty adapter_names; leave the argument out")
     for name in adapter_names:
-        if name != BASE and name not in known:
-            hint = did_you_mean(name, [*known, BASE])
+        if name != BASE and name not in known and name not in banked:
+            hint = did_you_mean(name, [*known, *banked, BASE])
             raise ValueError(f"expected the names of loaded adapters, got unknown '{name}'; {hint} or load it first")
     return tuple(adapter_names)
 
@@ -108,10 +121,13 @@ def check_batch(tasks: Tasks, args: Sequence[object], kwargs: Mapping[str, objec
 
 
 @contextmanager
-def mixed_batch(tuner: BaseTuner, args: Sequence[object], kwargs: Mapping[str, Any]) -> Iterator[None]:
+def mixed_batch(
+    tuner: BaseTuner, args: Sequence[object], kwargs: Mapping[str, Any], banked: Mapping[str, Any] = NO_TASKS
+) -> Iterator[None]:
     """For the duration of one call, let `tasks_of(tuner)` tell the adapter of every example.
 
-    Without `adapter_names` among `kwargs` the call is not mixed, whatever call it is nested in.
+    Without `adapter_names` among `kwargs` the call is not mixed, whatever call it is nested in. `banked` are tasks
+    beside the model's adapters, see `Tasks`.
     """
     names = kwargs.get("adapter_names")
     if names is None:
@@ -130,7 +146,8 @@ def mixed_batch(tuner: BaseTuner, args: Sequence[object], kwargs: Mapping[str, A
             "expected a model in evaluation mode for a mixed batch, got one in training mode; call model.eval() first, "
             "or train one adapter at a time with set_adapter"
         )
-    tasks = Tasks(tuner, check_names(names, tuner.peft_config), labels=kwargs.get("labels") is not None)
+    names = check_names(names, tuner.peft_config, banked)
+    tasks = Tasks(tuner, names, labels=kwargs.get("labels") is not None, banked=banked)
     check_batch(tasks, args, kwargs)
     _THREAD.calls.append(tasks)
     try:
@@ -143,9 +160,14 @@ class RoutedHead(ModulesToSaveWrapper):
     """A trained copy of a module per adapter (a classification head), routed per example in a mixed batch.
 
     PEFT's wrapper does this for single linear layers of one size; this one for any module and any output width.
+
+    Attributes:
+        tuner: The tuner whose calls are routed.
+        path: The head's name in the model.
     """
 
     tuner: BaseTuner
+    path: str
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the active adapter's head or, in a mixed batch, on each example the head of its own adapter."""
@@ -164,8 +186,7 @@ class RoutedHead(ModulesToSaveWrapper):
         outputs: dict[int, Tensor] = {}
         for name in dict.fromkeys(names):
             rows = [i for i, n in enumerate(names) if n == name]
-            saved = name in self.modules_to_save
-            head = self.modules_to_save[name] if saved else self.original_module
+            head = self._head(tasks, name)
             logits = head(features if len(rows) == len(names) else features[rows], *rest, **kwargs)
             if not isinstance(logits, Tensor):
                 raise TypeError(
@@ -180,6 +201,12 @@ class RoutedHead(ModulesToSaveWrapper):
                 "leave labels out and compute the loss of each task from its own logits"
             )
         return torch.stack([_widen(outputs[i], width) for i in range(len(names))])
+
+    def _head(self, tasks: Tasks, name: str) -> nn.Module:
+        if name in tasks.banked:
+            task: TaskHeads = tasks.banked[name]
+            return task.heads.get(self.path, self.original_module)
+        return self.modules_to_save._modules.get(name) or self.original_module
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -204,9 +231,10 @@ def _widen(logits: Tensor, width: int) -> Tensor:
 
 def route_heads(model: nn.Module, tuner: BaseTuner) -> list[RoutedHead]:
     """Turn every wrapper of PEFT's `modules_to_save` below `model` into a `RoutedHead`, in place; return them."""
-    for module in model.modules():
+    for name, module in model.named_modules():
         if type(module) is ModulesToSaveWrapper:
             module.__dict__["tuner"] = tuner  # not a submodule: the tuner contains this head
+            module.__dict__["path"] = name
             module.__class__ = RoutedHead  # last, since other threads may be calling it
     return [module for module in model.modules() if isinstance(module, RoutedHead)]
 
@@ -220,19 +248,30 @@ def fit_heads(model: nn.Module, adapter_name: str, state_dict: Mapping[str, Tens
     for name, wrapper in model.named_modules():
         if not isinstance(wrapper, ModulesToSaveWrapper) or adapter_name not in wrapper.modules_to_save:
             continue
-        holder: nn.ModuleDict = wrapper.modules_to_save
-        for path, module in list(holder[adapter_name].named_modules()):
-            prefix = f"{name}.modules_to_save.{adapter_name}" + (f".{path}" if path else "")
-            weight = state_dict.get(f"{prefix}.weight")
-            if not isinstance(module, nn.Linear) or weight is None or weight.shape == module.weight.shape:
-                continue
-            fitted = nn.Linear(
-                weight.shape[1],
-                weight.shape[0],
-                bias=f"{prefix}.bias" in state_dict,
-                device=module.weight.device,
-                dtype=module.weight.dtype,
-            )
-            fitted.requires_grad_(module.weight.requires_grad)
-            parent, _, leaf = f"{adapter_name}.{path}".rstrip(".").rpartition(".")
-            setattr(holder.get_submodule(parent) if parent else holder, leaf, fitted)
+        fit_linears(wrapper.modules_to_save, adapter_name, f"{name}.modules_to_save.{adapter_name}", state_dict)
+
+
+def fit_linears(holder: nn.ModuleDict, key: str, prefix: str, state_dict: Mapping[str, Tensor]) -> None:
+    """Give the linear layers of a head the sizes of weights: every one whose weight has another shape is replaced.
+
+    Args:
+        holder: What holds the head.
+        key: Under which name.
+        prefix: The head's name in `state_dict`.
+        state_dict: The weights.
+    """
+    for path, module in list(holder[key].named_modules()):
+        name = prefix + (f".{path}" if path else "")
+        weight = state_dict.get(f"{name}.weight")
+        if not isinstance(module, nn.Linear) or weight is None or weight.shape == module.weight.shape:
+            continue
+        fitted = nn.Linear(
+            weight.shape[1],
+            weight.shape[0],
+            bias=f"{name}.bias" in state_dict,
+            device=module.weight.device,
+            dtype=module.weight.dtype,
+        )
+        fitted.requires_grad_(module.weight.requires_grad)
+        parent, _, leaf = f"{key}.{path}".rstrip(".").rpartition(".")
+        setattr(holder.get_submodule(parent) if parent else holder, leaf, fitted)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from peft_aot.routing import BASE, batch_size, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
+from peft_aot.routing import BASE, NO_TASKS, batch_size, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
 from peft_aot.stored import StoredTuner
 
 
@@ -42,10 +42,12 @@ class TaskTuner(StoredTuner):
     Attributes:
         config_cls: The class of its configurations.
         cannot_mix: Why its adapters cannot be mixed in one batch, for methods where they cannot.
+        banked: Tasks beside the adapters, by name; never changed, but replaced by another mapping.
     """
 
     config_cls: ClassVar[type[PeftConfig]]
     cannot_mix: str | None = None
+    banked: Mapping[str, Any] = NO_TASKS
     target_module_mapping: dict[str, list[str]] = {}
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -81,7 +83,7 @@ class TaskTuner(StoredTuner):
                     f"time with set_adapter"
                 )
             self._prepare_mixed_batches()
-        with mixed_batch(self, args, kwargs):
+        with mixed_batch(self, args, kwargs, self.banked):
             yield
 
     def _prepare_mixed_batches(self) -> None:
@@ -113,6 +115,11 @@ class TaskTuner(StoredTuner):
         if adapter_name == BASE:
             raise ValueError(
                 f"expected an adapter name, got '{BASE}', which means none in a mixed batch; choose another"
+            )
+        if adapter_name in self.banked:
+            raise ValueError(
+                f"expected a new adapter name, got '{adapter_name}', the name of a task in the model's bank; choose "
+                f"another, or remove that task"
             )
         if hasattr(nn.ModuleDict, adapter_name) or hasattr(nn.ParameterDict, adapter_name):
             raise ValueError(

@@ -79,9 +79,9 @@ def test_a_table_is_read_once_per_call_and_factors_not_at_all(tmp_path: Path, mo
     read: list[list[int]] = []
     original = Table.rows
 
-    def rows(self: Table, ids: torch.Tensor) -> torch.Tensor:
+    def rows(self: Table, ids: torch.Tensor, *layers: slice) -> torch.Tensor:
         read.append(ids.tolist())
-        return original(self, ids)
+        return original(self, ids, *layers)
 
     monkeypatch.setattr(Table, "rows", rows)
     batch = {"input_ids": REPEATS, "decoder_input_ids": torch.tensor([[0, 8], [0, 6]])}

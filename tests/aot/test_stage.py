@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from backbones import build, inputs, output
 from models import adapted, config
-from peft_aot.aot import lookup
+from peft_aot.aot import staged_rows
 from peft_aot.aot.lookup import Lookup
 from peft_aot.aot.stage import Buffers
+from peft_aot.aot.staged_rows import StagedRows
 from peft_aot.ops import add_rows, add_staged, place_distinct
 
 CPU = torch.device("cpu")
@@ -76,7 +77,8 @@ def test_a_gradient_flows_past_frozen_rows(monkeypatch: pytest.MonkeyPatch) -> N
         each_block_alone(model, monkeypatch, inputs("bert", "SEQ_CLS")),
     ):
         gradients += torch.autograd.grad(run.float().square().sum(), weight)
-    assert torch.equal(*gradients) and bool(gradients[0].any())
+    torch.testing.assert_close(*gradients)
+    assert bool(gradients[0].any())
 
 
 def test_hidden_states_of_several_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,18 +135,63 @@ def test_calls_give_their_buffer_back_also_when_they_fail() -> None:
     assert sum(map(len, free.values())) == 1
 
 
-def test_rows_that_take_too_much_memory_are_not_gathered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = adapted("bert").eval()
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many blocks' rows are gathered, time after time."""
+    numbers: list[int] = []
+    original = StagedRows._gather
+
+    def gather(self: StagedRows, first: int) -> None:
+        original(self, first)
+        numbers.append(self._blocks.stop - self._blocks.start)
+
+    monkeypatch.setattr(StagedRows, "_gather", gather)
+    return numbers
+
+
+@pytest.mark.parametrize("source", ["table", "factors", "kron"])
+def test_rows_that_take_too_much_memory_are_gathered_a_few_blocks_at_a_time(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted("bert", reparam="kron" if source == "kron" else "fc").save_pretrained(tmp_path, fuse=True)
+    model = PeftModel.from_pretrained(build("bert"), tmp_path, use_table=source == "table")
     batch = inputs("bert", "SEQ_CLS")
+    numbers = in_parts(monkeypatch)
     with torch.no_grad():
         expected = output(model, batch)
         needed = model.base_model.lookup._buffers._free.popitem()[1][0].nbytes
-        monkeypatch.setattr(lookup, "STAGE_BYTES", needed - 1)
-        assert torch.equal(output(model, batch), expected)
-        assert not model.base_model.lookup._buffers._free
-        monkeypatch.setattr(lookup, "STAGE_BYTES", needed)
-        output(model, batch)
-    assert model.base_model.lookup._buffers._free
+        for budget, parts in ((needed, [2]), (needed - 1, [1, 1]), (1, [1, 1])):
+            monkeypatch.setattr(staged_rows, "STAGE_BYTES", budget)
+            numbers.clear()
+            torch.testing.assert_close(output(model, batch), expected)
+            assert numbers == parts
+
+
+def test_no_memory_is_said_and_fewer_blocks_are_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted("bert").eval()
+    batch = inputs("bert", "SEQ_CLS")
+    numbers = in_parts(monkeypatch)
+    original, room = Buffers.borrow, [0]
+
+    def borrow(self: Buffers, elements: int, *args: Any) -> Tensor:
+        if elements > room[0]:
+            raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {elements} bytes.")
+        return original(self, elements, *args)
+
+    with torch.no_grad():
+        expected = output(model, batch)
+        room[0] = model.base_model.lookup._buffers._free.popitem()[1][0].numel() // 2
+        numbers.clear()
+        monkeypatch.setattr(Buffers, "borrow", borrow)
+        with pytest.warns(
+            UserWarning, match=r"expected .* of free memory for the rows of a batch, got 'Default.*fewer"
+        ):
+            torch.testing.assert_close(output(model, batch), expected)
+        assert numbers == [1, 1]
+        room[0] = 0
+        with pytest.raises(RuntimeError, match="can't allocate"), pytest.warns(UserWarning, match="smaller batches"):
+            output(model, batch)
+        monkeypatch.undo()
+        torch.testing.assert_close(output(model, batch), expected)
 
 
 def _fail(*_: Any) -> None:

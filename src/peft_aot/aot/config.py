@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -146,6 +146,30 @@ class AoTConfig(PeftConfig):
     def scale(self) -> float:
         """The factor alpha / r of the rows."""
         return (DEFAULT_ALPHA[self.reparam] if self.alpha is None else self.alpha) / self.r
+
+    @property
+    def backbone_sizes(self) -> dict[str, int | None]:
+        """The sizes of its backbone that are filled in, by field."""
+        return {name: getattr(self, name) for name in ("vocab_size", "token_dim", "num_layers")}
+
+    def check_backbone(self, sizes: Mapping[str, int | None], model: str) -> None:
+        """Refuse a backbone of other sizes than those that are filled in."""
+        for name, value in sizes.items():
+            expected = getattr(self, name)
+            if expected is not None and expected != value:
+                raise ValueError(
+                    f"expected a backbone with {name}={expected}, got {name}={value} in {model}; load the backbone "
+                    f"this adapter was trained on"
+                    f"{f', {self.base_model_name_or_path}' if self.base_model_name_or_path else ''}"
+                )
+
+    def check_alpha(self) -> None:
+        """Refuse a saved adapter that is older than `alpha`."""
+        if self.alpha is None and self.vocab_size is not None:
+            raise ValueError(
+                "expected an adapter with alpha in its configuration, got one of an early version without, whose "
+                "rows were scaled in another way; train it again"
+            )
 
     def check_kron_shape(self) -> None:
         """Refuse a `kron_shape` whose product does not cover the vocabulary, as soon as that is known."""

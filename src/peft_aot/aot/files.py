@@ -6,6 +6,7 @@ Called by `AoTModel`; how an adapter itself is saved and loaded stands in `peft_
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -17,6 +18,8 @@ from peft_aot.tables import TABLE_FILE, Table
 from peft_aot.tables.format import factors_hash
 
 from .config import AoTConfig
+from .stack_rows import StackRows
+from .stacked import StackedFactors
 from .verify import check_table
 
 
@@ -34,16 +37,18 @@ def save_table(folder: Path, backbone: nn.Module) -> bool:
     return True
 
 
-def find_table(source: Source, backbone: nn.Module, adapter_name: str, config: AoTConfig) -> Table | None:
+def find_table(
+    source: Source, config: AoTConfig, stacks: Sequence[StackRows], factors_for: Callable[[StackRows], StackedFactors]
+) -> Table | None:
     """Return the table beside an adapter whose factors were just loaded, if it is right.
 
     A table that is damaged, stale or of another backbone is left alone with a warning: the factors give right rows.
 
     Args:
         source: Where the adapter was loaded from.
-        backbone: The backbone, with the adapter's layers.
-        adapter_name: The adapter's name.
         config: Its configuration.
+        stacks: The stacks of the backbone.
+        factors_for: Gives the adapter's factors in one of them.
     """
     if not config.inference_mode:
         return None  # about to be trained: rows would be stale at once
@@ -56,7 +61,7 @@ def find_table(source: Source, backbone: nn.Module, adapter_name: str, config: A
         factors = fusion.read_factors(weights)
         expected = factors_hash({f"{block}.{factor}": tensor for (block, factor), tensor in factors.items()})
         table = Table.open(path, factors_sha256=expected)
-        check_table(table, backbone, adapter_name, config)
+        check_table(table, config, stacks, factors_for)
     except ValueError as error:
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=6)
         return None

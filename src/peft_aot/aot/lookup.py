@@ -2,16 +2,15 @@
 
 Every block's layer asks the `Lookup` that its tuner's layers share. It knows adapters' tables and which tokens a call
 runs on; how rows are computed or stored is the business of `reparam` and `tables`. In inference the first block that
-asks has the rows of all blocks of its stack gathered into one tensor (`stage`), so that all that is left to a block is
-one look-up and one addition, however many adapters a batch mixes. In training, in compiled graphs, and for
-batches whose rows would take too much memory at once, each block gathers its own.
+asks has the rows of all blocks of its stack gathered (`staged_rows`), so that all that is left to a block is one
+look-up and one addition, however many tasks a batch mixes. In training and in compiled graphs each block's modules
+compute its own.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,17 +19,16 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from peft_aot.ops import add_rows, add_staged
+from peft_aot.ops import add_rows
 from peft_aot.tables import Table
 
 from .plan import Plan, make_plan
 from .reparam import HiddenBottleneck
-from .stack_rows import StackRows, factors_of, versions
+from .source_rows import TaskRows
+from .stack_rows import StackRows, own_factors, versions
 from .stage import Buffers
+from .staged_rows import StagedRows
 from .token_ids import StackCall, current_call
-
-STAGE_BYTES = 256 * 2**20
-"""Most memory for the rows of all blocks at once; a batch that needs more has each block gather its own."""
 
 
 class Lookup:
@@ -122,10 +120,10 @@ class Lookup:
                 f"expected block {block} to run inside its model, got a direct call; call the model, which knows the "
                 f"token ids"
             )
+        staged = self._staged(call, hidden, tuple(active))
+        if staged is not None:
+            return staged.add(block, hidden)
         plan = self._plan(call, hidden, tuple(active))
-        staged = self._staged(call, plan, hidden, tuple(active))
-        if staged is not None and block in staged:
-            return add_staged(hidden, *staged[block])
         parts = [self._group_rows(call, plan, g, block, rows, hidden) for g in range(len(plan.groups))]
         return add_rows(hidden, parts, plan.placement)
 
@@ -136,57 +134,47 @@ class Lookup:
             plan = call.memo[key] = make_plan(call, hidden, active, self.tuner, self.vocab_sizes)
         return plan
 
-    def _staged(
-        self, call: StackCall, plan: Plan, hidden: Tensor, active: tuple[str, ...]
-    ) -> dict[str, tuple[Tensor, Tensor]] | None:
-        """Return (rows, positions) of every block of the running stack, or None where each block computes its own."""
-        if torch.compiler.is_compiling():
+    def _staged(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> StagedRows | None:
+        """Return the gathered rows of the running stack, or None where each block's modules compute its own."""
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
         key = ("rows", active, hidden.dtype, hidden.device)
         if key not in call.memo:
-            layers = next((layers for layers in self.stacks if layers.stack is call.stack), None)
-            trains = torch.is_grad_enabled() and self._train(itertools.chain(*plan.groups))
-            call.memo[key] = None if layers is None or trains else self._stage(call, plan, hidden, layers)
-        staged: dict[str, tuple[Tensor, Tensor]] | None = call.memo[key]
+            call.memo[key] = self._stage(call, hidden, active)
+        staged: StagedRows | None = call.memo[key]
         return staged
 
-    def _stage(
-        self, call: StackCall, plan: Plan, hidden: Tensor, layers: StackRows
-    ) -> dict[str, tuple[Tensor, Tensor]] | None:
-        sizes = [len(tokens) for tokens in plan.placement.tokens]
-        shape = (len(layers.blocks), sum(sizes) + plan.placement.zero_row, hidden.shape[-1])
-        if math.prod(shape) * hidden.dtype.itemsize > STAGE_BYTES:
+    def _stage(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> StagedRows | None:
+        layers = next((layers for layers in self.stacks if layers.stack is call.stack), None)
+        plan = self._plan(call, hidden, active)
+        if layers is None or self._modules_compute(plan):
             return None
-        buffer = self._buffers.borrow(math.prod(shape), hidden.dtype, hidden.device)
-        call.at_end.append(functools.partial(self._buffers.give_back, buffer))
-        rows = buffer[: math.prod(shape)].view(shape)
-        start = 0
-        for group, size in enumerate(sizes):
-            self._fill(rows[:, start : start + size], call, plan, group, layers, hidden)
-            start += size
-        rows[:, start:].zero_()  # the row of examples without an adapter, if there are any
-        positions = plan.placement.positions.to(hidden.device)
-        return {block: (rows[slot], positions) for slot, block in enumerate(layers.blocks)}
+        sources = [
+            [self._source(call, plan, layers, name) for name in group if self._has_rows(plan, name)]
+            for group in plan.groups
+        ]
+        staged = StagedRows(plan, sources, layers, hidden, self._buffers)
+        call.at_end.append(staged.give_back)
+        return staged
 
-    def _fill(self, part: Tensor, call: StackCall, plan: Plan, group: int, layers: StackRows, hidden: Tensor) -> None:
-        """Write the rows of one group, for all blocks of a stack, into `part` (L, U, D)."""
-        names, tokens, embeddings = plan.groups[group], plan.placement.tokens[group], plan.embeddings[group]
-        table = self._usable_table(call, names[0]) if len(names) == 1 else None
-        slots = None if table is None else table.layer_slots(layers.blocks)
-        if len(names) != 1 or (table is not None and slots is None):
-            for slot, (block, modules) in enumerate(zip(layers.blocks, layers.modules, strict=True)):
-                part[slot].copy_(self._group_rows(call, plan, group, block, modules, hidden))
-        elif table is None:
-            layers.read(part, names[0], tokens, embeddings)
-        else:
-            part.copy_(table.rows(tokens)[:, slots].transpose(0, 1))
-            missing = table.missing(tokens)
-            if missing is not None and bool(missing.any()):
-                places = missing.nonzero().flatten()
-                where = places.to(tokens.device)
-                rest = part.new_empty(part.shape[0], len(places), part.shape[2])
-                layers.read(rest, names[0], tokens[where], embeddings[where])
-                part[:, places.to(part.device)] = rest
+    def _modules_compute(self, plan: Plan) -> bool:
+        """Whether gradients may be wanted, or dropout acts."""
+        names = [name for group in plan.groups for name in group if name not in plan.banked]
+        if torch.is_grad_enabled() and self._train(names):
+            return True
+        return any(module.training for name in names for module in self.modules_of(name))
+
+    def _has_rows(self, plan: Plan, name: str) -> bool:
+        if name in plan.banked:
+            return True
+        modules = self.modules_of(name)
+        return bool(modules) and not isinstance(modules[0], HiddenBottleneck)
+
+    def _source(self, call: StackCall, plan: Plan, layers: StackRows, name: str) -> TaskRows:
+        task = plan.banked.get(name)
+        if task is not None:
+            return TaskRows(layers, task.table, functools.partial(task.factors_for, layers))
+        return TaskRows(layers, self._usable_table(call, name), functools.partial(layers.factors_of, name))
 
     def _group_rows(
         self, call: StackCall, plan: Plan, group: int, block: str, rows: nn.ModuleDict, hidden: Tensor
@@ -194,6 +182,11 @@ class Lookup:
         tokens, embeddings = plan.placement.tokens[group], plan.embeddings[group]
         total: Tensor | None = None
         for name in plan.groups[group]:
+            if name in plan.banked:
+                raise RuntimeError(
+                    f"expected tasks of a TaskBank in eager inference, got '{name}' in a traced or compiled call or "
+                    f"beside an adapter in training; load it with load_adapter, or freeze that adapter"
+                )
             if name not in rows or isinstance(rows[name], HiddenBottleneck):  # this adapter has no rows for this block
                 continue
             part = self._adapter_rows(call, (plan.groups, group), name, block, rows[name], tokens, embeddings)
@@ -256,10 +249,13 @@ class Lookup:
         found = self.factor_versions(name)
         return self._versions.setdefault(name, found) == found
 
+    def _factors(self, name: str) -> Iterable[nn.Parameter]:
+        return itertools.chain.from_iterable(map(own_factors, self.modules_of(name)))
+
     def factor_versions(self, name: str) -> tuple[int, ...]:
         """Return a fingerprint of an adapter's factors that changes with every change but those through `.data`."""
-        return versions(factors_of(self.modules_of(name)))
+        return versions(self._factors(name))
 
     def _train(self, names: Iterable[str]) -> bool:
         """Whether a gradient may be wanted of a factor of one of these adapters."""
-        return any(p.requires_grad for name in names for p in factors_of(self.modules_of(name)))
+        return any(p.requires_grad for name in names for p in self._factors(name))

@@ -77,36 +77,20 @@ class AoTModel(TaskTuner):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         config = as_aot(peft_config)
         blocks = find_blocks(self.model)
-        self._check_backbone(config, blocks)
-        chosen = choose_blocks(config, blocks)
-        if config.alpha is None:
-            if config.vocab_size is not None:  # filled in before: the adapter is older than `alpha`
-                raise ValueError(
-                    "expected an adapter with alpha in its configuration, got one of an early version without, whose "
-                    "rows were scaled in another way; train it again"
-                )
-            config.alpha = DEFAULT_ALPHA[config.reparam]
-        config.vocab_size = max(vocabulary_size(block.stack) for block in blocks)
-        config.token_dim = blocks[0].width
-        config.num_layers = len(blocks)
-        config.check_kron_shape()
-        self._blocks = {block.name: block for block in chosen}
-        return config
-
-    def _check_backbone(self, config: AoTConfig, blocks: Sequence[Block]) -> None:
-        found = {
+        sizes = {
             "vocab_size": max(vocabulary_size(block.stack) for block in blocks),
             "token_dim": blocks[0].width,
             "num_layers": len(blocks),
         }
-        for name, value in found.items():
-            expected = getattr(config, name)
-            if expected is not None and expected != value:
-                raise ValueError(
-                    f"expected a backbone with {name}={expected}, got {name}={value} in "
-                    f"{type(self.model).__name__}; load the backbone this adapter was trained on"
-                    f"{f', {config.base_model_name_or_path}' if config.base_model_name_or_path else ''}"
-                )
+        config.check_backbone(sizes, type(self.model).__name__)
+        chosen = choose_blocks(config, blocks)
+        config.check_alpha()
+        config.alpha = config.alpha or DEFAULT_ALPHA[config.reparam]
+        for name, value in sizes.items():
+            setattr(config, name, value)
+        config.check_kron_shape()
+        self._blocks = {block.name: block for block in chosen}
+        return config
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
         # a method where PEFT has a static one: blocks are known from the model's structure, not from the config alone
@@ -233,7 +217,10 @@ class AoTModel(TaskTuner):
         """Use the table that was saved with an adapter, unless the option `use_table` is False."""
         config = self._config(adapter_name)
         wanted = options.get("use_table", True)
-        table = files.find_table(source, self.model, adapter_name, config) if wanted else None
+        stacks = self.lookup.stacks
+        table = (
+            files.find_table(source, config, stacks, lambda layers: layers.factors_of(adapter_name)) if wanted else None
+        )
         self.lookup.detach(adapter_name)
         if table is not None:
             self.lookup.attach(adapter_name, table)

@@ -13,6 +13,7 @@ from peft_aot.backbone import input_embedding
 from peft_aot.ops import Placement, place_distinct, place_every
 from peft_aot.routing import BASE, tasks_of
 
+from .banked import BankedTask
 from .token_ids import StackCall
 
 
@@ -24,11 +25,13 @@ class Plan:
         groups: For each group of examples the adapters whose rows add up.
         placement: Which rows, and where they go.
         embeddings: For each group (U_g, E), the backbone's own.
+        banked: The tasks of the call's bank, by name.
     """
 
     groups: tuple[tuple[str, ...], ...]
     placement: Placement
     embeddings: tuple[Tensor, ...]
+    banked: Mapping[str, BankedTask]
 
 
 def make_plan(
@@ -54,6 +57,7 @@ def make_plan(
             f"expected a stack that embeds {call.examples} examples as {call.examples} rows, got {ids.shape[0]} in "
             f"{type(call.stack).__name__}, which reorders its input; run its adapters one at a time"
         )
+    banked: Mapping[str, BankedTask] = {} if tasks is None else tasks.banked
     if tasks is None:
         groups: tuple[tuple[str, ...], ...] = (active,)
         group_of = [0] * ids.shape[0]
@@ -68,11 +72,12 @@ def make_plan(
     if embedding is None:
         raise RuntimeError(f"expected {type(call.stack).__name__} to embed token ids, got no input embedding")
     if not torch.compiler.is_compiling():
-        sizes = [vocab_sizes[name] for group in groups for name in group]
+        own = vocab_sizes
+        sizes = [own[n] if n in own else banked[n].vocab_size for group in groups for n in group]
         _check_range(placement, min([embedding.num_embeddings, *sizes]))
     # `forward`, not a call: hooks on the embedding would take this look-up for the model's own
     embeddings = tuple(embedding.forward(tokens.to(ids.device)).detach() for tokens in placement.tokens)
-    return Plan(groups, placement, embeddings)
+    return Plan(groups, placement, embeddings, banked)
 
 
 def _checked_ids(call: StackCall, hidden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ last of which has no rows, are controls: each takes one part of the idea away (d
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -185,6 +185,16 @@ def make_rows(config: AoTConfig, embedding_dim: int, width: int) -> RowsModule |
         return HiddenBottleneck(config, width, width)
     rows = RandomRows if config.bottleneck_input == "random" else FCRows
     return rows(config, embedding_dim, width)
+
+
+def rows_from(config: AoTConfig, embedding_dim: int, width: int, factors: Mapping[str, Tensor]) -> RowsModule:
+    """Build the module of given factors, by name; they are not copied, nothing wants a gradient."""
+    with torch.device("meta"):  # drawing initial values would disturb the random state of a training run
+        module = make_rows(config, embedding_dim, width)
+    if isinstance(module, HiddenBottleneck):
+        raise TypeError("expected a lookup, got bottleneck_input='hidden', which is none; use the adapter unfused")
+    module.load_state_dict(dict(factors), assign=True)
+    return module.eval().requires_grad_(False)
 
 
 def set_combination(target: nn.Module, parts: Sequence[nn.Module], weights: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""Rows from the factors, for all wrapped blocks of a stack at once; those computed before are kept if there is room."""
+"""The wrapped blocks of a stack, their adapters' factors side by side, and rows from them; those computed are kept."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from peft_aot.backbone import input_embedding
 from peft_aot.tables.cache import RowCache
 
 from .reparam import HiddenBottleneck
+from .stacked import StackedFactors
 
 _NUMBERS = itertools.count()
 
@@ -25,7 +26,9 @@ class StackRows:
 
     Attributes:
         blocks: Names of the blocks.
+        slots: Number of a block among them, by name.
         modules: Of every block, its modules by adapter name.
+        width: D.
         page_bytes: What the rows of one token take at most.
         budget: Bytes for rows that were computed before, at least `page_bytes`; None keeps none.
         cache: Those rows.
@@ -34,20 +37,25 @@ class StackRows:
     def __init__(self, stack: nn.Module) -> None:
         self.stack = stack
         self.blocks: tuple[str, ...] = ()
+        self.slots: dict[str, int] = {}
         self.modules: tuple[nn.ModuleDict, ...] = ()
+        self.width = 0
         self.page_bytes = 0
         self.budget: int | None = None
         self.cache: RowCache | None = None
-        self._numbers: dict[tuple[str, object], tuple[object, int, object]] = {}
+        self._stacked: dict[str, tuple[object, StackedFactors, object]] = {}
+        self._embedded: tuple[Tensor, object, int] | None = None
         self._warned = False
 
     def __getstate__(self) -> dict[str, object]:
         # copied tensors count their versions anew, so that what was computed from them cannot be told from what was not
-        return {**self.__dict__, "cache": None, "_numbers": {}}
+        return {**self.__dict__, "cache": None, "_stacked": {}, "_embedded": None}
 
     def add(self, block: str, modules: nn.ModuleDict, width: int) -> None:
         """Note one more wrapped block, whose hidden states have `width` numbers."""
+        self.width = width
         self.page_bytes += width * torch.float64.itemsize
+        self.slots[block] = len(self.blocks)
         self.blocks += (block,)
         self.modules += (modules,)
 
@@ -55,42 +63,58 @@ class StackRows:
         """Return the adapter's modules in the order of wrapping."""
         return [modules[adapter_name] for modules in self.modules if adapter_name in modules]
 
-    def read(self, rows: Tensor, adapter_name: str, tokens: Tensor, embeddings: Tensor) -> None:
-        """Write an adapter's rows.
+    def factors_of(self, adapter_name: str) -> StackedFactors:
+        """Return an adapter's factors as they are now, laid side by side."""
+        modules = [block._modules.get(adapter_name) for block in self.modules]
+        now = [p for module in modules if module is not None for p in own_factors(module)]
+        made_of = versions(now), now[0].dtype if now else None
+        known = self._stacked.get(adapter_name)
+        if known is None or known[0] != made_of:
+            rows = [None if isinstance(module, HiddenBottleneck) else module for module in modules]
+            # with the tensors themselves, so that no others can take over their identity
+            known = self._stacked[adapter_name] = made_of, StackedFactors(rows), now  # type: ignore[arg-type]
+        return known[1]
+
+    def read(self, rows: Tensor, factors: StackedFactors, tokens: Tensor, embeddings: Tensor, blocks: slice) -> None:
+        """Write the rows of a task, those from the cache that are there.
 
         Args:
-            rows: (L, U, D), written to; zero for blocks that the adapter leaves alone.
-            adapter_name: The adapter's name.
+            rows: (L, U, D) for the L blocks that are asked for, written to; zero for those the task leaves alone.
+            factors: The task's factors.
             tokens: (U,) int64, distinct.
             embeddings: (U, E), theirs.
+            blocks: Which blocks. The cache holds rows of all of them, and is used when all are asked for.
         """
-        cache = self._cache_for(rows, adapter_name)
+        cache = self._cache_for(rows) if len(rows) == len(self.blocks) else None
         if cache is None:
-            self._compute(rows, adapter_name, tokens, embeddings)
+            factors.compute(rows, tokens, embeddings, blocks)
             return
         self._warn_of_size(cache, len(tokens))
-        number = self._number(adapter_name)
-        missing = cache.take(number, tokens, rows)
+        key = factors.number, *self._circumstances()
+        missing = cache.take(key, tokens, rows)
         if len(missing):
             where = missing.to(tokens.device)
             computed = rows.new_empty(rows.shape[0], len(missing), rows.shape[2])
-            self._compute(computed, adapter_name, tokens[where], embeddings[where])
-            cache.put(number, tokens[where], computed)
+            factors.compute(computed, tokens[where], embeddings[where], blocks)
+            cache.put(key, tokens[where], computed)
             rows[:, missing] = computed
 
-    def _compute(self, rows: Tensor, adapter_name: str, tokens: Tensor, embeddings: Tensor) -> None:
-        for slot, modules in enumerate(self.modules):
-            if adapter_name in modules and not isinstance(modules[adapter_name], HiddenBottleneck):
-                rows[slot].copy_(modules[adapter_name](tokens, embeddings))
-            else:
-                rows[slot].zero_()
+    def _circumstances(self) -> tuple[object, ...]:
+        """Return what rows depend on beside tokens and factors: precision, and a number for the embeddings as now."""
+        embedding = input_embedding(self.stack)
+        if embedding is not None:
+            weight, version = embedding.weight, versions([embedding.weight])
+            known = self._embedded
+            # with the tensor itself, so that no other can take over its identity
+            if known is None or known[0] is not weight or known[1] != version:
+                self._embedded = weight, version, next(_NUMBERS)
+        precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        return precision, None if self._embedded is None else self._embedded[2]
 
-    def _cache_for(self, rows: Tensor, adapter_name: str) -> RowCache | None:
+    def _cache_for(self, rows: Tensor) -> RowCache | None:
         """Return the cache that `rows` may be read from and kept in, or None: on an accelerator copying costs more."""
         if self.budget is None or rows.device.type != "cpu":
             return None
-        if any(module.training for module in self.modules_of(adapter_name)):
-            return None  # dropout
         layers, _, width = rows.shape
         if layers * width * rows.element_size() > self.budget:  # more blocks were wrapped since
             return None
@@ -99,22 +123,9 @@ class StackRows:
             cache = self.cache = RowCache(self.budget, layers, width, rows.dtype)
         return cache
 
-    def _number(self, adapter_name: str) -> int:
-        """Return a number for what an adapter's rows follow from; another one once any of that has changed."""
-        embedding = input_embedding(self.stack)
-        weights = [] if embedding is None else [embedding.weight]
-        factors = list(factors_of(self.modules_of(adapter_name)))
-        made_of = (versions([*weights, *factors]), factors[0].dtype if factors else None)
-        precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        known = self._numbers.get((adapter_name, precision))
-        if known is None or known[0] != made_of:
-            # with the tensors themselves, so that no others can take over their identity
-            known = self._numbers[adapter_name, precision] = made_of, next(_NUMBERS), (weights, factors)
-        return known[1]
-
     def forget(self, adapter_name: str) -> None:
         """Do not use what was computed for an adapter any more."""
-        self._numbers = {key: known for key, known in self._numbers.items() if key[0] != adapter_name}
+        self._stacked.pop(adapter_name, None)
 
     def _warn_of_size(self, cache: RowCache, tokens: int) -> None:
         if tokens > cache.pages and not self._warned:
@@ -126,9 +137,9 @@ class StackRows:
             )
 
 
-def factors_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
-    """Yield the factors of modules that compute rows; all stand in the module itself, and `parameters()` is slow."""
-    return (p for module in modules for p in module._parameters.values() if p is not None)
+def own_factors(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the factors of a module that computes rows; all stand in the module itself, and `parameters()` is slow."""
+    return (p for p in module._parameters.values() if p is not None)
 
 
 def versions(parameters: Iterable[Tensor]) -> tuple[int, ...]:

@@ -5,14 +5,16 @@ A hash ties a table to its factors; rows computed anew for a few tokens tie it t
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable, Sequence
 
-from peft_aot.backbone import embed, find_blocks, input_embedding
+import torch
+
+from peft_aot.backbone import embed, input_embedding
 from peft_aot.tables import Table
 
 from .config import AoTConfig
-from .layer import AoTLayer
+from .stack_rows import StackRows
+from .stacked import StackedFactors
 
 SAMPLED_TOKENS = 64
 # Of the largest row: what storing in a dtype may change, with room; another backbone's rows differ by about their size.
@@ -20,14 +22,16 @@ TOLERANCE = {"float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2, "int8": 2e-2}
 HALF_PRECISION = 5e-2
 
 
-def check_table(table: Table, model: nn.Module, adapter_name: str, config: AoTConfig) -> None:
+def check_table(
+    table: Table, config: AoTConfig, stacks: Sequence[StackRows], factors_for: Callable[[StackRows], StackedFactors]
+) -> None:
     """Refuse a table whose rows are not those of the adapter on this backbone.
 
     Args:
         table: The table.
-        model: The backbone with the adapter's layers.
-        adapter_name: The adapter's name.
-        config: Its configuration.
+        config: The adapter's configuration.
+        stacks: The stacks of the backbone.
+        factors_for: Gives the adapter's factors in one of them.
 
     Raises:
         ValueError: Other sizes, or rows that differ on sampled tokens.
@@ -44,23 +48,23 @@ def check_table(table: Table, model: nn.Module, adapter_name: str, config: AoTCo
     if not tokens.numel():
         return
     stored = table.rows(tokens).float()
-    for block in find_blocks(model):
-        layer, embedding, slot = (
-            model.get_submodule(block.name),
-            input_embedding(block.stack),
-            table.layer_slot(block.name),
-        )
-        if not isinstance(layer, AoTLayer) or adapter_name not in layer.aot_rows or embedding is None or slot is None:
+    for layers in stacks:
+        factors, embedding = factors_for(layers), input_embedding(layers.stack)
+        if embedding is None:
             continue
-        module = layer.rows_of(adapter_name)
+        rows = torch.empty(len(layers.blocks), len(tokens), layers.width)
         with torch.no_grad():
-            rows = module(tokens, embed(embedding, tokens)).float().cpu()
+            factors.compute(rows, tokens, embed(embedding, tokens))
         tolerance = TOLERANCE[header.dtype]
-        if {embedding.weight.dtype, next(module.parameters()).dtype} & {torch.float16, torch.bfloat16}:
+        if {embedding.weight.dtype, factors.dtype} & {torch.float16, torch.bfloat16}:
             tolerance += HALF_PRECISION
-        difference = float((rows - stored[:, slot]).abs().max())
-        if difference > tolerance * float(rows.abs().max()) + 1e-6:
-            raise ValueError(
-                f"expected a table of rows for this backbone, got {table.path} whose rows for {block.name} differ by "
-                f"{difference:.2g} (another backbone); make it again with `peft-aot fuse`"
-            )
+        for block, computed in zip(layers.blocks, rows, strict=True):
+            slot = table.layer_slot(block)
+            if slot is None:  # a block to which this adapter adds nothing
+                continue
+            difference = float((computed - stored[:, slot]).abs().max())
+            if difference > tolerance * float(computed.abs().max()) + 1e-6:
+                raise ValueError(
+                    f"expected a table of rows for this backbone, got {table.path} whose rows for {block} differ by "
+                    f"{difference:.2g} (another backbone); make it again with `peft-aot fuse`"
+                )

@@ -12,6 +12,8 @@ from torch import Tensor
 from .format import TableHeader, read_header, rows_start
 from .read_ahead import ReadAhead
 
+ALL = slice(None)
+
 
 class Table:
     """A fused table on disk, memory-mapped.
@@ -88,11 +90,12 @@ class Table:
         """Return a mask (U,) of the tokens that the table does not keep, or None if it keeps the whole vocabulary."""
         return None if self._slot_of_token is None else self._slot_of_token[token_ids.cpu()] < 0
 
-    def rows(self, token_ids: Tensor) -> Tensor:
+    def rows(self, token_ids: Tensor, layers: slice = ALL) -> Tensor:
         """Read the rows of tokens, all layers at once.
 
         Args:
             token_ids: (U,) int64 on any device; those that the table does not keep get some other token's rows.
+            layers: Which of its layers.
 
         Returns:
             (U, L, D) on the CPU in the table's dtype, or float32 for int8 tables.
@@ -101,7 +104,7 @@ class Table:
         slots = ids if self._slot_of_token is None else self._slot_of_token[ids].clamp_min(0)
         if not torch.compiler.is_compiling():  # which rows are new is no matter for a graph
             self._read_ahead.announce(slots)
-        rows = self._rows.index_select(0, slots)
+        rows = self._rows[:, layers].index_select(0, slots)
         if self._scales is None:
             return rows
-        return rows.float() * self._scales.index_select(0, slots).float().unsqueeze(-1)
+        return rows.float() * self._scales[:, layers].index_select(0, slots).float().unsqueeze(-1)

@@ -1,0 +1,118 @@
+"""Reading a saved adapter as a task of a bank: checked, and laid out for inference, without touching the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from peft import PeftConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from peft_aot.backbone import input_embedding
+from peft_aot.routing import RoutedHead, fit_linears
+from peft_aot.source import Source
+from peft_aot.staging import finish
+from peft_aot.tuner import check_finite
+
+from .banked import BankedTask
+from .config import CANNOT_FUSE_HIDDEN, AoTConfig
+from .files import find_table
+from .reparam import rows_from
+from .stack_rows import StackRows
+from .stacked import StackedFactors
+
+PREFIX = "base_model.model."
+
+
+def read_task(
+    source: Source, like: AoTConfig, stacks: Sequence[StackRows], heads: Mapping[str, RoutedHead], use_table: bool
+) -> BankedTask:
+    """Read a saved adapter.
+
+    Args:
+        source: Where it is.
+        like: The configuration of an adapter that is on the model.
+        stacks: The stacks of the model, all of whose blocks that the adapter knows are wrapped.
+        heads: The heads of the model that a task may bring its own of, by name.
+        use_table: Whether to use its table, if it has one.
+
+    Raises:
+        FileNotFoundError: No weights there.
+        TypeError: Another method's adapter.
+        ValueError: It does not fit the model.
+    """
+    if source.folder is not None:
+        finish(source.folder, CONFIG_NAME)
+    config = PeftConfig.from_pretrained(str(source.model_id), **source.hub)
+    if not isinstance(config, AoTConfig):
+        raise TypeError(f"expected an AoT adapter in {source.model_id}, got {config.peft_type}; a bank holds only AoT")
+    if config.bottleneck_input == "hidden":
+        raise ValueError(f"{CANNOT_FUSE_HIDDEN}, in {source.model_id}; load it with load_adapter")
+    config.check_alpha()
+    config.check_backbone(like.backbone_sizes, "the model")
+    config.inference_mode = True
+    weights = source.file(SAFETENSORS_WEIGHTS_NAME)
+    if weights is None:
+        raise FileNotFoundError(
+            f"expected {SAFETENSORS_WEIGHTS_NAME} in {source.model_id}, got none; save the adapter with "
+            f"safe_serialization=True"
+        )
+    state = load_file(weights)
+    check_finite(state)
+    factors, rest = _split(state)
+    stacked = {layers.stack: _stack(config, layers, factors) for layers in stacks}
+    unknown = factors.keys() - {name for layers in stacks for name in layers.slots}
+    if unknown:
+        raise ValueError(
+            f"expected an adapter for the wrapped blocks {stacks[0].blocks[0]} ... {stacks[-1].blocks[-1]}, got one "
+            f"for {sorted(unknown)[0]} too; give the model's first adapter all blocks, or use load_adapter"
+        )
+    own = _heads(heads, rest, str(source.model_id))
+    table = find_table(source, config, stacks, lambda layers: stacked[layers.stack]) if use_table else None
+    return BankedTask(config.vocab_size or 0, own, stacked, table)
+
+
+def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the factors by block and name, and the other tensors by their names in the model."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        path = name.removeprefix(PREFIX)
+        block, found, factor = path.partition(".aot_rows.")
+        if found:
+            factors.setdefault(block, {})[factor] = tensor
+        else:
+            rest[path] = tensor
+    return factors, rest
+
+
+def _stack(config: AoTConfig, layers: StackRows, factors: Mapping[str, Mapping[str, Tensor]]) -> StackedFactors:
+    embedding = input_embedding(layers.stack)
+    if embedding is None:
+        raise RuntimeError(f"expected {type(layers.stack).__name__} to embed token ids, got no input embedding")
+    sizes = embedding.embedding_dim, layers.width
+    modules = [rows_from(config, *sizes, factors[block]) if block in factors else None for block in layers.blocks]
+    return StackedFactors(modules, embedding.weight.device)
+
+
+def _heads(heads: Mapping[str, RoutedHead], tensors: Mapping[str, Tensor], where: str) -> dict[str, nn.Module]:
+    own, left = {}, set(tensors)
+    for name, wrapper in heads.items():
+        state = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+        if not state:
+            continue
+        holder = nn.ModuleDict({"head": copy.deepcopy(wrapper.original_module)})
+        fit_linears(holder, "head", "head", {f"head.{key}": tensor for key, tensor in state.items()})
+        device = next((p.device for p in wrapper.original_module.parameters()), torch.device("cpu"))
+        holder["head"].load_state_dict({key: tensor.to(device) for key, tensor in state.items()}, assign=True)
+        own[name] = holder["head"].eval().requires_grad_(False)
+        left -= {f"{name}.{key}" for key in state}
+    if left:
+        raise ValueError(
+            f"expected heads among {sorted(heads)}, which the model has, got {sorted(left)[0]} in {where}; load the "
+            f"backbone with such a head, and an adapter with it in modules_to_save first"
+        )
+    return own

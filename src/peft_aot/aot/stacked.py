@@ -1,0 +1,111 @@
+"""The factors of one adapter in all blocks of a stack, laid side by side: the rows of every block in two products.
+
+For inference. In training each block's module (`reparam`) computes its own rows, and is the reference of what stands
+here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from peft_aot.ops import ACTIVATIONS, stacked_fc_rows, stacked_kronecker_rows, unit_rows
+
+from .reparam import Bottleneck, ConstantRows, KroneckerRows, RandomRows, RowsModule, random_embeddings
+
+ALL = slice(None)
+_NUMBERS = itertools.count()
+
+
+class StackedFactors:
+    """What is needed to compute an adapter's rows for the blocks of one stack; nothing in it ever changes.
+
+    Args:
+        modules: For every block of the stack the module that computes its rows, or None where the adapter adds none.
+            Their factors are copied.
+        device: Where to keep them; by default where they are.
+
+    Attributes:
+        number: Another one for every object that was ever made.
+        nbytes: What its tensors take.
+    """
+
+    def __init__(self, modules: Sequence[RowsModule | None], device: torch.device | None = None) -> None:
+        self.number = next(_NUMBERS)
+        self._layers = len(modules)
+        self._slots = [slot for slot, module in enumerate(modules) if module is not None]
+        parts = [module for module in modules if module is not None]
+        self._kind: type[nn.Module] | None = type(parts[0]) if parts else None
+        first = parts[0] if parts else None
+        self._activation = first.activation if isinstance(first, Bottleneck) else ""
+        self._normalize = isinstance(first, Bottleneck) and first.normalize
+        self._vocab_size = first.vocab_size if isinstance(first, RandomRows) else 0
+        with torch.no_grad():
+            self._factors = {name: factor.to(device) for name, factor in _stack(parts).items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factors."""
+        return sum(factor.nbytes for factor in self._factors.values())
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Their number format, or None if there are none."""
+        return next((factor.dtype for factor in self._factors.values()), None)
+
+    def compute(self, rows: Tensor, tokens: Tensor, embeddings: Tensor, blocks: slice = ALL) -> None:
+        """Write rows.
+
+        Args:
+            rows: (L, U, D) for the L blocks that are asked for, written to; zero for those without.
+            tokens: (U,) int64.
+            embeddings: (U, E), theirs.
+            blocks: Which blocks of the stack.
+        """
+        asked = range(self._layers)[blocks]
+        own = [slot for slot in self._slots if slot in asked]
+        if not own:
+            rows.zero_()
+            return
+        first = self._slots.index(own[0])
+        found = self._compute(tokens, embeddings, slice(first, first + len(own)))
+        if len(own) == len(asked):
+            rows.copy_(found)
+        else:
+            rows.zero_()
+            rows[[slot - asked.start for slot in own]] = found.to(rows)
+
+    def _compute(self, tokens: Tensor, embeddings: Tensor, part: slice) -> Tensor:
+        """Return the rows (L, U, D) of the L blocks `part` of those that have any."""
+        factors = {name: factor[part] for name, factor in self._factors.items() if name != "w1"}
+        if self._kind is ConstantRows:
+            return factors["b2"].unsqueeze(1).expand(-1, len(tokens), -1)
+        if self._kind is KroneckerRows:
+            return stacked_kronecker_rows(tokens.to(factors["w_l"].device), **factors)
+        w1, rank = self._factors["w1"], factors["b1"].shape[1]
+        if self._kind is RandomRows:
+            table = random_embeddings(self._vocab_size, w1.shape[0], w1.device)
+            embeddings = table[tokens.to(table.device)]
+        x = embeddings.to(device=w1.device, dtype=w1.dtype)
+        return stacked_fc_rows(
+            unit_rows(x) if self._normalize else x,
+            w1=w1[:, part.start * rank : part.stop * rank],
+            activation=ACTIVATIONS[self._activation],
+            **factors,
+        )
+
+
+def _stack(parts: Sequence[RowsModule]) -> Mapping[str, Tensor]:
+    """Return the factors of all blocks, those that are scaled already multiplied by their scale."""
+    names = [name for name, _ in parts[0].named_parameters()] if parts else []
+    stacked = {}
+    scale = float(getattr(parts[0], "scale", 1.0)) if parts else 1.0
+    for name in names:
+        factors = [module.get_parameter(name).detach() for module in parts]
+        stacked[name] = torch.cat(factors, dim=1) if name == "w1" else torch.stack(factors)
+        if name in ("w2", "w_r"):
+            stacked[name] *= scale
+    return stacked
