@@ -2,8 +2,8 @@
 
 Every task is a bottleneck adapter (seq_bn) or a LoRA adapter (of query and value, rank 8), as the library sets them up
 but with random weights; the backbone's are random too, since only cost is measured, to the last hidden state. Before
-anything is timed, a mixed batch must equal its adapters one at a time (within 1e-4; 0.05 in bfloat16), and every example
-must differ from the backbone's by ten times that. One task needs no splitting, and is timed without.
+anything is timed, a mixed batch must equal its adapters one at a time (within 1e-4; 0.05 in bfloat16), and every
+example must differ from the backbone's by ten times that. One task needs no splitting, and is timed without.
 
     python benchmarks/peers/adapters_batch_split.py [--backbone NAME] [--dtype NAME] [--shapes 1x16,8x64] ...
 
