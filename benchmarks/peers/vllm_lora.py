@@ -81,8 +81,8 @@ def start(path: Path, dtype: str, points: list[Point], tasks: int) -> LLM:
     lora = {"enable_lora": True, "max_loras": tasks, "max_cpu_loras": tasks, "max_lora_rank": RANK} if tasks else {}
     return LLM(
         str(path), runner="pooling", dtype=dtype, enforce_eager=True,
-        max_num_seqs=max(point.batch for point in points),
-        max_num_batched_tokens=max(512, *(point.batch * point.length for point in points)), **lora,
+        max_model_len=max(point.length for point in points), max_num_seqs=max(point.batch for point in points),
+        max_num_batched_tokens=max(point.batch * point.length for point in points), **lora,
     )  # fmt: skip
 
 
