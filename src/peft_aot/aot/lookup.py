@@ -21,7 +21,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from peft_aot.ops import add_rows, add_staged
-from peft_aot.tables import Table
+from peft_aot.tables import Table, TableChanged
 
 from .plan import Plan, make_plan
 from .reparam import HiddenBottleneck
@@ -176,10 +176,10 @@ class Lookup:
         if len(names) != 1 or (table is not None and slots is None):
             for slot, (block, modules) in enumerate(zip(layers.blocks, layers.modules, strict=True)):
                 part[slot].copy_(self._group_rows(call, plan, group, block, modules, hidden))
-        elif table is None:
+        elif table is None or (read := self._read(call, names[0], table, tokens)) is None:
             layers.read(part, names[0], tokens, embeddings)
         else:
-            part.copy_(table.rows(tokens)[:, slots].transpose(0, 1))
+            part.copy_(read[:, slots].transpose(0, 1))
             missing = table.missing(tokens)
             if missing is not None and bool(missing.any()):
                 places = missing.nonzero().flatten()
@@ -212,12 +212,13 @@ class Lookup:
     ) -> Tensor:
         table = self._usable_table(call, name)
         slot = None if table is None else table.layer_slot(block)
-        if table is None or slot is None:
+        read = None if table is None or slot is None else call.memo.get((key, name))
+        if read is None and table is not None and slot is not None:
+            # all layers of a token at once, on the first layer that asks
+            read = call.memo[(key, name)] = self._read(call, name, table, tokens)
+        if read is None or table is None:
             computed: Tensor = module(tokens, embeddings)
             return computed
-        read = call.memo.get((key, name))
-        if read is None:  # all layers of a token at once, on the first layer that asks
-            read = call.memo[(key, name)] = table.rows(tokens)
         values: Tensor = read[:, slot]
         missing = table.missing(tokens)
         if missing is not None and bool(missing.any()):
@@ -225,6 +226,17 @@ class Lookup:
             where = missing.to(tokens.device)
             values[missing] = module(tokens[where], embeddings[where]).to(values)
         return values
+
+    def _read(self, call: StackCall, name: str, table: Table, tokens: Tensor) -> Tensor | None:
+        """Return rows (U, L, D) of an adapter's table, or None from now on if its file has been changed in place."""
+        try:
+            return table.rows(tokens)
+        except TableChanged as error:
+            call.memo["table", name] = None
+            if self.tables.get(name) is table:  # the first to notice says so
+                self.detach(name)
+                warnings.warn(f"{error}. Until then the factors are used.", stacklevel=2)
+            return None
 
     def _usable_table(self, call: StackCall, name: str) -> Table | None:
         key = ("table", name)
