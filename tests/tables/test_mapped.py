@@ -17,7 +17,7 @@ LAYERS = ("a.0", "a.1")
 VOCAB, WIDTH = 64, 256  # 128 kB: many pages
 VALUES = torch.randn(VOCAB, 2, WIDTH, generator=torch.Generator().manual_seed(0))
 ASKED = torch.tensor([3, 63])
-CHANGED = r"expected the table .*/t as it was mapped, got it written to in place since; load the adapter again, and repl"
+CHANGED = r"expected the table .*/t as it was mapped, got it written to in place since; load the adapter again"
 
 
 def write(path: Path, values: torch.Tensor = VALUES) -> None:

@@ -15,6 +15,7 @@ from peft_aot import fusion
 from peft_aot.source import Source
 from peft_aot.tables import TABLE_FILE, Table
 from peft_aot.tables.format import factors_hash
+from peft_aot.tables.fuse import NO_ROOM
 
 from .config import AoTConfig
 from .verify import check_table
@@ -28,7 +29,9 @@ def save_table(folder: Path, backbone: nn.Module) -> bool:
     """
     try:
         fusion.fuse(folder, backbone)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_ROOM:
+            raise
         warnings.warn(f"{error}. The adapter is saved without its table.", stacklevel=6)
         return False
     return True
@@ -37,7 +40,8 @@ def save_table(folder: Path, backbone: nn.Module) -> bool:
 def find_table(source: Source, backbone: nn.Module, adapter_name: str, config: AoTConfig) -> Table | None:
     """Return the table beside an adapter whose factors were just loaded, if it is right.
 
-    A table that is damaged, stale or of another backbone is left alone with a warning: the factors give right rows.
+    A table that is damaged, unreadable, stale or of another backbone is left alone with a warning: the factors give
+    right rows.
 
     Args:
         source: Where the adapter was loaded from.
@@ -59,5 +63,12 @@ def find_table(source: Source, backbone: nn.Module, adapter_name: str, config: A
         check_table(table, backbone, adapter_name, config)
     except ValueError as error:
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=6)
+        return None
+    except OSError as error:  # not ours to read, or gone since it was found
+        warnings.warn(
+            f"expected a table that can be read, got {error}; make it readable and load the adapter again. Until then "
+            f"the factors are used.",
+            stacklevel=6,
+        )
         return None
     return table
