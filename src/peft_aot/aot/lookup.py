@@ -176,7 +176,7 @@ class Lookup:
         if len(names) != 1 or (table is not None and slots is None):
             for slot, (block, modules) in enumerate(zip(layers.blocks, layers.modules, strict=True)):
                 part[slot].copy_(self._group_rows(call, plan, group, block, modules, hidden))
-        elif table is None or (read := self._read(call, names[0], table, tokens)) is None:
+        elif table is None or (read := self._read(names[0], table, tokens)) is None:
             layers.read(part, names[0], tokens, embeddings)
         else:
             part.copy_(read[:, slots].transpose(0, 1))
@@ -215,7 +215,7 @@ class Lookup:
         read = None if table is None or slot is None else call.memo.get((key, name))
         if read is None and table is not None and slot is not None:
             # all layers of a token at once, on the first layer that asks
-            read = call.memo[(key, name)] = self._read(call, name, table, tokens)
+            read = call.memo[(key, name)] = self._read(name, table, tokens)
         if read is None or table is None:
             computed: Tensor = module(tokens, embeddings)
             return computed
@@ -227,12 +227,11 @@ class Lookup:
             values[missing] = module(tokens[where], embeddings[where]).to(values)
         return values
 
-    def _read(self, call: StackCall, name: str, table: Table, tokens: Tensor) -> Tensor | None:
-        """Return rows (U, L, D) of an adapter's table, or None from now on if its file has been changed in place."""
+    def _read(self, name: str, table: Table, tokens: Tensor) -> Tensor | None:
+        """Return rows (U, L, D) of an adapter's table, or let go of it and return None if its file was written to."""
         try:
             return table.rows(tokens)
         except TableChanged as error:
-            call.memo["table", name] = None
             if self.tables.get(name) is table:  # the first to notice says so
                 self.detach(name)
                 warnings.warn(f"{error}. Until then the factors are used.", stacklevel=2)

@@ -21,25 +21,26 @@ class MappedFile:
         OSError: No such file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self._path = os.path.abspath(path)  # whatever the current folder will be; a str, as a Path is slower
         found = os.stat(self._path)
         self._file = found.st_dev, found.st_ino
-        self._content = found.st_size, found.st_mtime_ns
+        self._size, self._written = found.st_size, found.st_mtime_ns
 
     @property
     def present(self) -> bool:
         """Whether its path still leads to it, unchanged."""
-        return self._content_now() == self._content
+        try:
+            return vars(MappedFile(self._path)) == vars(self)
+        except OSError:
+            return False
 
     @property
     def changed(self) -> bool:
         """Whether it has been written to or truncated, as far as can be seen: where it was, if it is still there."""
-        return self._content_now() not in (self._content, None)
-
-    def _content_now(self) -> tuple[int, int] | None:
         try:
             found = os.stat(self._path)
         except OSError:
-            return None
-        return (found.st_size, found.st_mtime_ns) if (found.st_dev, found.st_ino) == self._file else None
+            return False
+        same = found.st_size == self._size and found.st_mtime_ns == self._written
+        return not same and (found.st_dev, found.st_ino) == self._file
