@@ -1,8 +1,10 @@
-"""Killing work at every step it takes on disk, to see what it leaves behind."""
+"""Killing work at every step it takes on disk, or at any moment, to see what it leaves behind."""
 
 from __future__ import annotations
 
 import os
+import signal
+import time
 import traceback
 from collections.abc import Callable
 
@@ -61,8 +63,23 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
     return code == KILLED
 
 
+def killed_after(seconds: float, work: Callable[[], object]) -> bool:
+    """Run `work` in a child process that is killed (SIGKILL) after some time; False if it was done before."""
+    child = start(work)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)  # not waited for yet, so that no other process can have its number
+    code = exit_code(child)
+    assert code in (-signal.SIGKILL, DONE), f"the child failed by itself, exit code {code}"
+    return code != DONE
+
+
 def in_child(work: Callable[[], object]) -> int:
-    """Run `work` in a child process and return its exit code, 1 after an exception."""
+    """Run `work` in a child process; its exit code: 1 after an exception, below 0 the signal that ended it."""
+    return exit_code(start(work))
+
+
+def start(work: Callable[[], object]) -> int:
+    """Start `work` in a child process and return its number."""
     child = os.fork()
     if child == 0:
         try:
@@ -71,4 +88,9 @@ def in_child(work: Callable[[], object]) -> int:
             traceback.print_exc()
             os._exit(1)
         os._exit(DONE)
+    return child
+
+
+def exit_code(child: int) -> int:
+    """Wait for a child process to end."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -23,7 +23,11 @@ from backbones import build
         ({"reparam": "kronecker"}, "expected a known reparam, got 'kronecker'; did you mean 'kron'"),
         ({"activation": "gleu"}, "expected a known activation, got 'gleu'; did you mean 'gelu'"),
         ({"activation": "xyz"}, "expected a known activation, got 'xyz'; choose one of gelu, identity"),
-        ({"table_dtype": "fp16"}, "expected a known table_dtype, got 'fp16'"),
+        (
+            {"table_dtype": "fp16"},
+            "expected a known table_dtype, got 'fp16'; choose one of bfloat16, float16, float32, i",
+        ),
+        ({"table_dtype": "flaot16"}, "expected a known table_dtype, got 'flaot16'; did you mean 'float16'"),
         ({"dropout": 1.0}, r"expected dropout in \[0, 1\), got 1.0; 0 switches it off"),
         ({"dropout": -0.1}, r"expected dropout in \[0, 1\), got -0.1"),
         ({"dropout": None}, r"expected dropout in \[0, 1\), got None"),

@@ -127,8 +127,14 @@ def test_bad_arguments(tmp_path: Path) -> None:
     for ids in ([-1, 3], [VOCAB], []):
         with pytest.raises(ValueError, match=rf"expected token ids in \[0, {VOCAB}\), got .*; pass ids to keep"):
             peft_aot.fuse(tmp_path / "aot", backbone, token_ids=torch.tensor(ids, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"expected dtype among \['bfloat16', .*got 'float8'; float16 is the default"):
-        peft_aot.fuse(tmp_path / "aot", backbone, dtype="float8")
+    for dtype, remedy in {
+        "flaot16": "did you mean 'float16'",
+        "fp16": "choose one of float32, float16, bfloat16, int8",
+        "": "choose one of",
+        torch.float16: "did you mean 'float16'",
+    }.items():
+        with pytest.raises(ValueError, match=f"expected a known dtype, got {dtype!r}; {remedy}"):
+            peft_aot.fuse(tmp_path / "aot", backbone, dtype=dtype)
     with pytest.raises(FileNotFoundError, match=r"expected adapter_config.json in .*none.*pass a folder save_pretrain"):
         peft_aot.fuse(tmp_path / "nowhere", backbone)
     (tmp_path / "aot" / "adapter_model.safetensors").unlink()

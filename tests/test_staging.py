@@ -172,7 +172,7 @@ def test_the_marker_must_be_written(tmp_path: Path) -> None:
 
 def test_every_file_is_flushed_before_the_save_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
-    monkeypatch.setattr(staging, "_flush", lambda path: flushed.append(path.name))
+    monkeypatch.setattr(staging, "flush", lambda path: flushed.append(path.name))
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError("stop here")))
     with pytest.raises(OSError, match="stop here"):
         put(tmp_path / "adapter", {"config": "c", "weights": "w"})

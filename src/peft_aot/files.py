@@ -24,6 +24,7 @@ from peft_aot.staging import finish, staged
 from peft_aot.stored import StoredTuner, stored_tuners
 from peft_aot.tuner import TaskTuner
 from peft_aot.undo import keep_adapters
+from peft_aot.unfinished import scratch_folder
 
 WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
 
@@ -65,8 +66,7 @@ def save_adapters(
         return
     tuner.check_saving(names, safe_serialization, options)
     sections = []
-    with tempfile.TemporaryDirectory(prefix=".peft_aot_", dir=_existing_parent(target)) as directory:
-        scratch = Path(directory)
+    with scratch_folder(_existing_parent(target)) as scratch:
         if (target / CARD_FILE).is_file():
             shutil.copy(target / CARD_FILE, scratch)  # PEFT updates the card that is there
         save(str(scratch), **kwargs)

@@ -17,9 +17,11 @@ from peft_aot.aot.reparam import rows_from
 from peft_aot.backbone import Block, embed, find_blocks, input_embedding, vocabulary_size
 from peft_aot.card import CARD_FILE
 from peft_aot.staging import finish
+from peft_aot.suggestions import did_you_mean
 from peft_aot.tables import TABLE_FILE, FuseReport, TableHeader, write_table
 from peft_aot.tables.format import ROW_DTYPES, factors_hash
 from peft_aot.tables.fuse import RowFunction
+from peft_aot.unfinished import replacing
 
 CONFIG_FILE = "adapter_config.json"
 NOT_FUSED = "No fused table is included; `peft-aot fuse DIR` makes one."
@@ -49,8 +51,12 @@ def fuse(
 
     Raises:
         FileNotFoundError: No adapter there.
-        ValueError: Not an AoT adapter, one that is no lookup, another backbone, or token ids outside the vocabulary.
+        ValueError: An unknown dtype, not an AoT adapter, one that is no lookup, another backbone, or token ids outside
+            the vocabulary.
+        OSError: No room for the table on the disk, see `write_table`.
     """
+    if dtype is not None and dtype not in ROW_DTYPES:
+        raise ValueError(f"expected a known dtype, got {dtype!r}; {did_you_mean(str(dtype), ROW_DTYPES)}")
     adapter_dir = Path(adapter_dir)
     finish(adapter_dir, CONFIG_FILE)
     config, factors = read_adapter(adapter_dir)
@@ -62,11 +68,9 @@ def fuse(
         vocab_size=_known(config.vocab_size),
         hidden_size=_known(config.token_dim),
         factors_sha256=factors_hash({f"{block}.{factor}": tensor for (block, factor), tensor in factors.items()}),
-        dtype=dtype or config.table_dtype,
+        dtype=config.table_dtype if dtype is None else dtype,
         tokens=_known(config.vocab_size) if token_ids is None else len(token_ids),
     )
-    if header.dtype not in ROW_DTYPES:
-        raise ValueError(f"expected dtype among {sorted(ROW_DTYPES)}, got {header.dtype!r}; float16 is the default")
     if token_ids is not None:
         token_ids = _checked(token_ids, header.vocab_size)
         header = TableHeader(**{**header.__dict__, "tokens": len(token_ids)})
@@ -86,7 +90,8 @@ def _state_table(folder: Path, dtype: str) -> None:
     if path.is_file():
         text = path.read_text(encoding="utf-8")
         if NOT_FUSED in text:
-            path.write_text(text.replace(NOT_FUSED, FUSED.format(dtype=dtype)), encoding="utf-8")
+            with replacing(path) as partial:
+                partial.write_text(text.replace(NOT_FUSED, FUSED.format(dtype=dtype)), encoding="utf-8")
 
 
 def read_adapter(adapter_dir: Path) -> tuple[AoTConfig, dict[tuple[str, str], Tensor]]:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from filelock import FileLock
+
+from peft_aot.unfinished import discard_abandoned, flush, unfinished
 
 WRITING = ".peft_aot_writing"
 READY = ".peft_aot_ready"
@@ -42,8 +41,8 @@ def staged(destination: str | Path, marker: str, remove: Sequence[str] = ()) -> 
     """
     destination = Path(destination)
     destination.mkdir(parents=True, exist_ok=True)
-    _discard_abandoned(destination)
-    folder = destination / f"{WRITING}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    discard_abandoned(destination, WRITING)
+    folder = unfinished(destination, WRITING)
     folder.mkdir()
     try:
         yield folder
@@ -55,7 +54,7 @@ def staged(destination: str | Path, marker: str, remove: Sequence[str] = ()) -> 
             if not (folder / name).exists():
                 (folder / f"{name}{REMOVED}").touch()
         for path in (*folder.rglob("*"), folder):
-            _flush(path)
+            flush(path)
         with _lock(destination):
             _move_in(destination, folder, marker)
     except BaseException:
@@ -101,7 +100,7 @@ def _finish(destination: Path, marker: str) -> None:
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
-    _flush(destination)
+    flush(destination)
     shutil.rmtree(ready, ignore_errors=True)
 
 
@@ -109,19 +108,3 @@ def _lock(destination: Path) -> FileLock:
     """One process at a time moves files into a folder; the lock stands elsewhere, so that none is left behind."""
     name = hashlib.sha256(str(destination.resolve()).encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir()) / f"peft_aot_{name}.lock")
-
-
-def _discard_abandoned(destination: Path) -> None:
-    """Remove what killed processes of this machine were writing."""
-    for folder in destination.glob(f"{WRITING}.{socket.gethostname()}.*"):
-        process = int(folder.name.removeprefix(f"{WRITING}.{socket.gethostname()}.").partition(".")[0])
-        if not psutil.pid_exists(process):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

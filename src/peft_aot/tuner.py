@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -21,6 +22,9 @@ from transformers import PreTrainedModel
 
 from peft_aot.routing import BASE, NO_TASKS, batch_size, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
 from peft_aot.stored import StoredTuner
+
+_CHANGING = threading.Lock()
+"""Held while a mapping of tasks is replaced, which takes no time: one lock for all models will do."""
 
 
 class TaskLayer(nn.Module, BaseTunerLayer):
@@ -72,6 +76,15 @@ class TaskTuner(StoredTuner):
             check_batch(tasks, args, kwargs)
             tasks.labels = tasks.labels or kwargs.get("labels") is not None
         return super().forward(*args, **kwargs)
+
+    def change_banked(self, change: Callable[[dict[str, Any]], bool]) -> bool:
+        """Put a changed copy of `banked` in its place, unless `change` returns False; batches that run keep theirs."""
+        with _CHANGING:
+            tasks = dict(self.banked)
+            changed = change(tasks)
+            if changed:
+                self.banked = tasks
+        return changed
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

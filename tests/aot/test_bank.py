@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,9 +177,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
 def test_blocks_that_are_not_wrapped_are_refused(saved: dict[str, Path]) -> None:
     model = PeftModel.from_pretrained(build("bert"), saved["part"], adapter_name="first").eval()
     bank = TaskBank(model)
-    with pytest.raises(
-        ValueError, match="expected an adapter for the wrapped blocks .*first adapter all"
-    ):
+    with pytest.raises(ValueError, match="expected an adapter for the wrapped blocks .*first adapter all"):
         bank.add("fc", saved["fc"])
 
 
@@ -189,6 +188,23 @@ def test_values_that_are_not_finite_are_refused(saved: dict[str, Path], tmp_path
     broken.save_pretrained(tmp_path / "nan")
     with pytest.raises(ValueError, match="expected finite values"):
         bank.add("x", tmp_path / "nan")
+
+
+def test_a_table_that_is_written_to_is_let_go_of(saved: dict[str, Path]) -> None:
+    model, bank = banked(saved)
+    names = ["fused"] * 6
+    bank.replace("fused", saved["fused"], use_table=False)
+    expected = run(model, BATCH, names)
+    bank.replace("fused", saved["fused"])
+    assert bank.tasks["fused"].table is not None
+    with (saved["fused"] / "aot_table.safetensors").open("r+b") as file:
+        file.truncate(100)
+    with pytest.warns(UserWarning, match="got it written to in place since.*the factors are used"):
+        assert torch.equal(run(model, BATCH, names), expected)
+    assert bank.tasks["fused"].table is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(run(model, BATCH, names), expected)
 
 
 def test_a_copy_of_a_model_has_the_tasks(saved: dict[str, Path]) -> None:

@@ -56,3 +56,5 @@ def test_bad_input_ends_with_one_line_and_code_2(capsys: pytest.CaptureFixture[s
     assert error.count("\n") == 1
     with pytest.raises(FileNotFoundError, match="expected a directory"):
         main(["--traceback", "evaluate", str(tmp_path / "none")])
+    assert run(["fuse", str(tmp_path), "--dtype", "flaot16"]) == 2
+    assert capsys.readouterr().err == "error: expected a known dtype, got 'flaot16'; did you mean 'float16'?\n"

@@ -7,7 +7,6 @@ its end.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,6 @@ from peft_aot.suggestions import did_you_mean
 from .banked import BankedTask
 from .model import AoTModel, as_aot
 from .read_task import read_task
-
-_CHANGING = threading.Lock()
-"""Held while one mapping of tasks is put in another's place, which takes no time: one lock for all models will do."""
 
 
 class TaskBank:
@@ -76,17 +72,25 @@ class TaskBank:
         """
         self._check_free(name)
         task = self._read(model_id, use_table, hub)
-        with _CHANGING:
+
+        def put(tasks: dict[str, BankedTask]) -> bool:
             self._check_free(name)
-            self._tuner.banked = {**self.tasks, name: task}
+            tasks[name] = task
+            return True
+
+        self._tuner.change_banked(put)
 
     def replace(self, name: str, model_id: str | Path, *, use_table: bool = True, **hub: Any) -> None:
         """Put another adapter in a task's place; batches that have begun end with the old one. See `add`."""
         self._check_there(name)
         task = self._read(model_id, use_table, hub)
-        with _CHANGING:
+
+        def put(tasks: dict[str, BankedTask]) -> bool:
             self._check_there(name)
-            self._tuner.banked = {**self.tasks, name: task}
+            tasks[name] = task
+            return True
+
+        self._tuner.change_banked(put)
 
     def remove(self, name: str) -> None:
         """Remove a task; batches that have begun end with it.
@@ -94,9 +98,13 @@ class TaskBank:
         Raises:
             ValueError: No such task.
         """
-        with _CHANGING:
+
+        def take(tasks: dict[str, BankedTask]) -> bool:
             self._check_there(name)
-            self._tuner.banked = {n: task for n, task in self.tasks.items() if n != name}
+            del tasks[name]
+            return True
+
+        self._tuner.change_banked(take)
 
     @property
     def nbytes(self) -> int:

@@ -16,6 +16,7 @@ from peft_aot import fusion
 from peft_aot.source import Source
 from peft_aot.tables import TABLE_FILE, Table
 from peft_aot.tables.format import factors_hash
+from peft_aot.tables.fuse import NO_ROOM
 
 from .config import AoTConfig
 from .stack_rows import StackRows
@@ -31,7 +32,9 @@ def save_table(folder: Path, backbone: nn.Module) -> bool:
     """
     try:
         fusion.fuse(folder, backbone)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_ROOM:
+            raise
         warnings.warn(f"{error}. The adapter is saved without its table.", stacklevel=6)
         return False
     return True
@@ -42,7 +45,8 @@ def find_table(
 ) -> Table | None:
     """Return the table beside an adapter whose factors were just loaded, if it is right.
 
-    A table that is damaged, stale or of another backbone is left alone with a warning: the factors give right rows.
+    A table that is damaged, unreadable, stale or of another backbone is left alone with a warning: the factors give
+    right rows.
 
     Args:
         source: Where the adapter was loaded from.
@@ -64,5 +68,12 @@ def find_table(
         check_table(table, config, stacks, factors_for)
     except ValueError as error:
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=6)
+        return None
+    except OSError as error:  # not ours to read, or gone since it was found
+        warnings.warn(
+            f"expected a table that can be read, got {error}; make it readable and load the adapter again. Until then "
+            f"the factors are used.",
+            stacklevel=6,
+        )
         return None
     return table

@@ -9,6 +9,7 @@ compute its own.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import warnings
@@ -16,12 +17,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from peft_aot.ops import add_rows
-from peft_aot.tables import Table
+from peft_aot.tables import Table, TableChanged
+from peft_aot.tuner import TaskTuner
 
+from .banked import BankedTask
 from .plan import Plan, make_plan
 from .reparam import HiddenBottleneck
 from .source_rows import TaskRows
@@ -43,7 +45,7 @@ class Lookup:
         vocab_sizes: V by adapter name.
     """
 
-    def __init__(self, tuner: BaseTuner) -> None:
+    def __init__(self, tuner: TaskTuner) -> None:
         self.tuner = tuner
         self.tables: dict[str, Table] = {}
         self.stacks: list[StackRows] = []
@@ -171,10 +173,18 @@ class Lookup:
         return bool(modules) and not isinstance(modules[0], HiddenBottleneck)
 
     def _source(self, call: StackCall, plan: Plan, layers: StackRows, name: str) -> TaskRows:
-        task = plan.banked.get(name)
+        task, let_go = plan.banked.get(name), functools.partial(self._let_go, name)
         if task is not None:
-            return TaskRows(layers, task.table, functools.partial(task.factors_for, layers))
-        return TaskRows(layers, self._usable_table(call, name), functools.partial(layers.factors_of, name))
+            return TaskRows(layers, task.table, functools.partial(task.factors_for, layers), let_go)
+        return TaskRows(layers, self._usable_table(call, name), functools.partial(layers.factors_of, name), let_go)
+
+    def _let_go(self, name: str, table: Table, error: TableChanged) -> None:
+        """Use a table no longer, whose file was written to; the first to notice says so."""
+        if self.tables.get(name) is table:
+            self.detach(name)
+        elif not self.tuner.change_banked(functools.partial(_drop, name, table)):
+            return
+        warnings.warn(f"{error}. Until then the factors are used.", stacklevel=2)
 
     def _group_rows(
         self, call: StackCall, plan: Plan, group: int, block: str, rows: nn.ModuleDict, hidden: Tensor
@@ -205,12 +215,15 @@ class Lookup:
     ) -> Tensor:
         table = self._usable_table(call, name)
         slot = None if table is None else table.layer_slot(block)
-        if table is None or slot is None:
+        read = call.memo.get((key, name))
+        if table is not None and slot is not None and read is None:
+            try:  # all layers of a token at once, on the first layer that asks
+                read = call.memo[(key, name)] = table.rows(tokens)
+            except TableChanged as error:
+                self._let_go(name, table, error)
+        if table is None or slot is None or read is None:
             computed: Tensor = module(tokens, embeddings)
             return computed
-        read = call.memo.get((key, name))
-        if read is None:  # all layers of a token at once, on the first layer that asks
-            read = call.memo[(key, name)] = table.rows(tokens)
         values: Tensor = read[:, slot]
         missing = table.missing(tokens)
         if missing is not None and bool(missing.any()):
@@ -259,3 +272,11 @@ class Lookup:
     def _train(self, names: Iterable[str]) -> bool:
         """Whether a gradient may be wanted of a factor of one of these adapters."""
         return any(p.requires_grad for name in names for p in self._factors(name))
+
+
+def _drop(name: str, table: Table, tasks: dict[str, BankedTask]) -> bool:
+    """Take a table from a task of a bank, if it still has it."""
+    there = name in tasks and tasks[name].table is table
+    if there:
+        tasks[name] = dataclasses.replace(tasks[name], table=None)
+    return there

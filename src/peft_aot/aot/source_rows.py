@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from peft_aot.tables import Table
+from peft_aot.tables import Table, TableChanged
 
 from .stack_rows import StackRows
 from .stacked import StackedFactors
@@ -21,11 +21,13 @@ class TaskRows:
         layers: The stack.
         table: The task's table, if it has one that may be used.
         factors: Gives its factors, which are only asked for when they are needed.
+        let_go: Called when its table can be used no longer.
     """
 
     layers: StackRows
     table: Table | None
     factors: Callable[[], StackedFactors]
+    let_go: Callable[[Table, TableChanged], None]
 
     def read(self, rows: Tensor, tokens: Tensor, embeddings: Tensor, blocks: slice) -> None:
         """Write rows.
@@ -36,17 +38,27 @@ class TaskRows:
             embeddings: (U, E), theirs.
             blocks: Which blocks.
         """
-        if self.table is None:
+        table = self._copied(rows, tokens, blocks)
+        if table is None:
             self.layers.read(rows, self.factors(), tokens, embeddings, blocks)
             return
-        _copy(rows, self.table, tokens, self.layers.blocks[blocks])
-        missing = self.table.missing(tokens)
+        missing = table.missing(tokens)
         if missing is not None and bool(missing.any()):
             places = missing.nonzero().flatten()
             where = places.to(tokens.device)
             rest = rows.new_empty(rows.shape[0], len(places), rows.shape[2])
             self.layers.read(rest, self.factors(), tokens[where], embeddings[where], blocks)
             rows[:, places.to(rows.device)] = rest
+
+    def _copied(self, rows: Tensor, tokens: Tensor, blocks: slice) -> Table | None:
+        """Copy what the table has and return it, or return None if there is none to use."""
+        if self.table is not None:
+            try:
+                _copy(rows, self.table, tokens, self.layers.blocks[blocks])
+            except TableChanged as error:
+                self.let_go(self.table, error)
+                return None
+        return self.table
 
 
 def _copy(rows: Tensor, table: Table, tokens: Tensor, names: tuple[str, ...]) -> None:

@@ -2,6 +2,6 @@
 
 from .format import TABLE_FILE, TableHeader, read_header
 from .fuse import FuseReport, write_table
-from .store import Table
+from .store import Table, TableChanged
 
-__all__ = ["TABLE_FILE", "FuseReport", "Table", "TableHeader", "read_header", "write_table"]
+__all__ = ["TABLE_FILE", "FuseReport", "Table", "TableChanged", "TableHeader", "read_header", "write_table"]

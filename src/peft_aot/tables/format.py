@@ -78,6 +78,11 @@ class TableHeader:
             tensors["token_ids"] = ("I32", rows[:1])
         return tensors
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.encode()) + sum(tensor_bytes(dtype, shape) for dtype, shape in self.layout().values())
+
     def encode(self) -> bytes:
         """Return the bytes of the file that come before the tensors."""
         entries: dict[str, object] = {

@@ -5,7 +5,8 @@ Takes functions that compute rows, so that it knows neither adapters nor models.
 
 from __future__ import annotations
 
-import os
+import errno
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .format import ROW_DTYPES, TableHeader
+from peft_aot.sizes import format_bytes
+from peft_aot.unfinished import replacing
+
+from .format import ROW_DTYPES, TABLE_FILE, TableHeader
 from .store import Table
 
 RowFunction = Callable[[Tensor], Tensor]
@@ -24,6 +28,8 @@ RowFunction = Callable[[Tensor], Tensor]
 
 CHUNK_BYTES = 32 * 2**20
 SAMPLED_TOKENS = 256
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when there is no room: on the disk, for the user, or in one file."""
 
 
 @dataclass(frozen=True)
@@ -66,32 +72,64 @@ def write_table(
 
     Raises:
         ValueError: Rows that are not finite, or too large for the dtype.
+        OSError: No room for the table: one of `NO_ROOM` if the disk is full, whether seen at once or while writing.
     """
     path = Path(path)
+    with _room_for(header, path.parent), replacing(path) as partial:
+        with partial.open("wb") as file:
+            _write(file, header, rows, token_ids, progress)
+        # before it takes its place, where another writer may replace it at once
+        size = partial.stat().st_size
+        difference, sampled = _compare(partial, header, rows, token_ids)
+    return FuseReport(path, header, size, difference, sampled)
+
+
+def _write(
+    file: BinaryIO, header: TableHeader, rows: Mapping[str, RowFunction], token_ids: Tensor | None, progress: bool
+) -> None:
     chunk = max(1, CHUNK_BYTES // (len(header.layers) * header.hidden_size * 4))
     scales: list[Tensor] = []
-    with _replacing(path) as file:
-        file.write(header.encode())
-        bar = tqdm(total=header.tokens, desc=f"fusing {path.name}", unit="tok", disable=not progress, leave=False)
-        with bar, torch.no_grad():
-            for start in range(0, header.tokens, chunk):
-                stop = min(start + chunk, header.tokens)
-                ids = torch.arange(start, stop) if token_ids is None else token_ids[start:stop]
-                values = _rows_of(ids, header, rows)
-                scale: Tensor | None = None
-                if header.dtype == "int8":
-                    values, scale = quantize(values)
-                    scales.append(scale)
-                encoded = values.to(ROW_DTYPES[header.dtype])
-                _refuse_overflow(encoded if scale is None else scale, values, header.dtype)
-                file.write(_raw(encoded))
-                bar.update(stop - start)
-        for scale in scales:
-            file.write(_raw(scale))
-        if token_ids is not None and not header.complete:
-            file.write(_raw(token_ids.to(torch.int32)))
-    difference, sampled = _compare(path, header, rows, token_ids)
-    return FuseReport(path, header, path.stat().st_size, difference, sampled)
+    file.write(header.encode())
+    bar = tqdm(total=header.tokens, desc=f"fusing {TABLE_FILE}", unit="tok", disable=not progress, leave=False)
+    with bar, torch.no_grad():
+        for start in range(0, header.tokens, chunk):
+            stop = min(start + chunk, header.tokens)
+            ids = torch.arange(start, stop) if token_ids is None else token_ids[start:stop]
+            values = _rows_of(ids, header, rows)
+            scale: Tensor | None = None
+            if header.dtype == "int8":
+                values, scale = quantize(values)
+                scales.append(scale)
+            encoded = values.to(ROW_DTYPES[header.dtype])
+            _refuse_overflow(encoded if scale is None else scale, values, header.dtype)
+            file.write(_raw(encoded))
+            bar.update(stop - start)
+    for scale in scales:
+        file.write(_raw(scale))
+    if token_ids is not None and not header.complete:
+        file.write(_raw(token_ids.to(torch.int32)))
+
+
+@contextmanager
+def _room_for(header: TableHeader, folder: Path) -> Iterator[None]:
+    """Refuse a table that does not fit in a folder; also if that only shows while it is written."""
+    remedy = "free some, fuse with dtype='int8' or keep part of the vocabulary with token_ids"
+    needed, free = header.file_bytes, shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"expected {format_bytes(needed)} free in {folder} for the table, got {format_bytes(free)}; {remedy}",
+        )
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise OSError(
+            error.errno,
+            f"expected room for a table of {format_bytes(needed)} in {folder}, got '{error.strerror}' while writing; "
+            f"{remedy}",
+        ) from error
 
 
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,17 +175,3 @@ def _compare(
 
 def _raw(tensor: Tensor) -> memoryview:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that takes its place once written and flushed, or disappears."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Reading a fused table: mapped into memory, a row touched only when it is asked for."""
+"""Reading a fused table: mapped into memory, a row touched only when it is asked for, and only if it is as it was."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .format import TableHeader, read_header, rows_start
+from .mapped import MappedFile
 from .read_ahead import ReadAhead
 
 ALL = slice(None)
+
+
+class TableChanged(ValueError):
+    """The file of a table was written to while it was in use: its rows are not to be trusted any more."""
 
 
 class Table:
@@ -23,9 +28,10 @@ class Table:
         header: What the table says of itself.
     """
 
-    def __init__(self, path: Path, header: TableHeader, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, path: Path, header: TableHeader, tensors: dict[str, Tensor], file: MappedFile) -> None:
         self.path = path
         self.header = header
+        self._file = file
         self._rows = tensors["rows"]
         self._scales = tensors.get("scales")
         self._slot_of_token: Tensor | None = None
@@ -52,8 +58,11 @@ class Table:
 
         Raises:
             FileNotFoundError: No such file.
-            ValueError: Truncated, of another dtype or layout than it says, or stale (other factors).
+            ValueError: Truncated, of another dtype or layout than it says, stale (other factors), or replaced while it
+                is being opened.
         """
+        path = Path(path)
+        mapped = MappedFile(path)
         header = read_header(path)
         if factors_sha256 is not None and header.factors_sha256 != factors_sha256:
             raise ValueError(
@@ -62,11 +71,17 @@ class Table:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                return cls(Path(path), header, {name: file.get_tensor(name) for name in header.layout()})
+                table = cls(path, header, {name: file.get_tensor(name) for name in header.layout()}, mapped)
         except SafetensorError as error:
             raise ValueError(
                 f"expected a readable table, got {path}: {error}; make it again with `peft-aot fuse`"
             ) from error
+        if not mapped.present:  # the header of one file and the rows of another
+            raise ValueError(
+                f"expected a table that stays as it is while it is opened, got {path} replaced or changed meanwhile; "
+                f"open it again"
+            )
+        return table
 
     def __deepcopy__(self, memo: object) -> Table:
         return self  # read-only: copies of a model share the mapping
@@ -99,11 +114,29 @@ class Table:
 
         Returns:
             (U, L, D) on the CPU in the table's dtype, or float32 for int8 tables.
+
+        Raises:
+            TableChanged: The file was written to or truncated since it was mapped. Not noticed under `torch.compile`,
+                whose graphs cannot look.
         """
         ids = token_ids.cpu()
         slots = ids if self._slot_of_token is None else self._slot_of_token[ids].clamp_min(0)
-        if not torch.compiler.is_compiling():  # which rows are new is no matter for a graph
-            self._read_ahead.announce(slots)
+        if torch.compiler.is_compiling():  # which rows are new is no matter for a graph either
+            return self._read(slots, layers)
+        self._refuse_changed()  # a truncated file has no rows to touch
+        self._read_ahead.announce(slots)
+        rows = self._read(slots, layers)
+        self._refuse_changed()  # while they were read
+        return rows
+
+    def _refuse_changed(self) -> None:
+        if self._file.changed:
+            raise TableChanged(
+                f"expected the table {self.path} as it was mapped, got it written to in place since; load the adapter "
+                f"again, and replace tables by renaming, as `peft-aot fuse` does"
+            )
+
+    def _read(self, slots: Tensor, layers: slice) -> Tensor:
         rows = self._rows[:, layers].index_select(0, slots)
         if self._scales is None:
             return rows
