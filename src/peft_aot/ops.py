@@ -171,3 +171,16 @@ def add_staged(hidden: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         positions: (B, T) int64 in [0, U), on the same device.
     """
     return F.embedding(positions, rows).add_(hidden)
+
+
+def add_quantized(hidden: Tensor, rows: Tensor, scales: Tensor, positions: Tensor) -> Tensor:
+    """Add to (B, T, D) hidden states the int8 row that each position points to, times its scale, in one addition.
+
+    Args:
+        hidden: (B, T, D).
+        rows: (S, D) int8.
+        scales: (S, 1), any floating type.
+        positions: (B, T) int64 in [0, S).
+    """
+    found = F.embedding(positions, rows).to(hidden.dtype)
+    return torch.addcmul(hidden, found, F.embedding(positions, scales).to(hidden.dtype))

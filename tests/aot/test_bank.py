@@ -93,7 +93,7 @@ def test_rows_that_are_kept_are_the_tasks_own(saved: dict[str, Path]) -> None:
     model, bank = banked(saved)
     names = [*saved, "first"]
     expected = run(model, BATCH, names)
-    model.cache_rows(2**16)
+    model.set_table_placement(memory_budget=2**16)
     for _ in range(3):
         torch.testing.assert_close(run(model, BATCH, names), expected, rtol=1e-5, atol=1e-5)
     bank.replace("fc", saved["kron"])
@@ -224,7 +224,7 @@ def test_many_threads_never_see_each_others_rows(budget: int | None, saved: dict
     """Tasks come, change and go, rows are given up, and every answer is one that its task has had."""
     model, bank = banked(saved)
     if budget is not None:
-        model.cache_rows(max(budget, model.base_model.lookup.stacks[0].page_bytes))
+        model.set_table_placement(memory_budget=max(budget, model.base_model.lookup.stacks[0].page_bytes))
     versions = {name: [saved[name]] for name in saved}
     versions["fc"].append(save(tmp_path / "fc2", seed=11))
     versions["kron"].append(save(tmp_path / "kron2", seed=12, reparam="kron"))

@@ -122,7 +122,7 @@ def test_the_work_of_a_batch_does_not_grow_with_the_adapters_that_are_loaded() -
     model = adapted("bert", "FEATURE_EXTRACTION")
     model.add_adapter("other", config("bert", "FEATURE_EXTRACTION"))
     model.eval()
-    model.cache_rows(2**20)
+    model.set_table_placement(memory_budget=2**20)
     steps = []
     for idle in (0, 12):
         for number in range(idle):

@@ -50,7 +50,7 @@ def run(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
 
 def uncached(model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     plain = copy.deepcopy(model)
-    plain.cache_rows(None)
+    plain.set_table_placement()
     return run(plain, *args, **kwargs)
 
 
@@ -63,7 +63,7 @@ def same(found: Tensor, expected: Tensor) -> None:
 def test_the_same_numbers_with_and_without(name: str) -> None:
     kind = "SEQ_2_SEQ_LM" if name == "t5" else "FEATURE_EXTRACTION"
     model = several(name, kind)
-    model.cache_rows(ROOM)
+    model.set_table_placement(memory_budget=ROOM)
     generator = torch.Generator().manual_seed(0)
     names = ["default", "kron", "part", "__base__"]
     for _ in range(12):
@@ -77,19 +77,19 @@ def test_the_same_numbers_with_and_without(name: str) -> None:
 
 def test_a_row_is_computed_once(asked: list[int]) -> None:
     model = several()
-    model.cache_rows(ROOM)
+    model.set_table_placement(memory_budget=ROOM)
     run(model, {"input_ids": torch.tensor([[3, 4, 3, 5]])})
     assert asked == [3]
     run(model, {"input_ids": torch.tensor([[5, 6, 3, 3], [4, 4, 4, 4]])})
     assert asked == [3, 1], "one new token"
-    model.cache_rows(None)
+    model.set_table_placement()
     run(model, {"input_ids": torch.tensor([[3, 4, 3, 5]])})
     assert asked == [3, 1, 3]
 
 
 def test_rows_of_other_factors_are_never_used() -> None:
     model = several()
-    model.cache_rows(ROOM)
+    model.set_table_placement(memory_budget=ROOM)
     batch = inputs("bert", "FEATURE_EXTRACTION")
     run(model, batch)
     factors = [p for n, p in model.named_parameters() if ".aot_rows.default.w2" in n]
@@ -115,7 +115,7 @@ def test_rows_of_other_factors_are_never_used() -> None:
 
 def test_autocast_has_rows_of_its_own() -> None:
     model = several()
-    model.cache_rows(ROOM)
+    model.set_table_placement(memory_budget=ROOM)
     batch = inputs("bert", "FEATURE_EXTRACTION")
     plain = run(model, batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -125,7 +125,7 @@ def test_autocast_has_rows_of_its_own() -> None:
 
 def test_dropout_is_not_kept() -> None:
     model = adapted("bert", "FEATURE_EXTRACTION", dropout=0.5)
-    model.cache_rows(ROOM)
+    model.set_table_placement(memory_budget=ROOM)
     for module in model.base_model.lookup.modules_of("default")[:1]:
         module.train()
     numbers: list[int] = []
@@ -142,7 +142,7 @@ def test_what_a_table_leaves_out_is_computed_once(tmp_path: Path, asked: list[in
     model = PeftModel.from_pretrained(build("bert", "FEATURE_EXTRACTION"), tmp_path)
     batch = {"input_ids": torch.tensor([[3, 4, 5, 6]])}
     expected = run(model, batch)
-    model.cache_rows(ROOM)
+    model.set_table_placement(memory_budget=ROOM)
     asked.clear()
     for _ in range(3):
         same(run(model, batch), expected)
@@ -151,7 +151,7 @@ def test_what_a_table_leaves_out_is_computed_once(tmp_path: Path, asked: list[in
 
 def test_too_little_room_is_slower_and_said_once() -> None:
     model = several()
-    model.cache_rows(model.base_model.lookup.stacks[0].page_bytes)  # two pages in float32
+    model.set_table_placement(memory_budget=model.base_model.lookup.stacks[0].page_bytes)  # two pages in float32
     batch = {"input_ids": torch.arange(1, 13).view(2, 6)}
     with pytest.warns(UserWarning, match="a row cache that holds the 12 distinct tokens of a batch, got room for 2; "):
         same(run(model, batch), uncached(model, batch))
@@ -163,24 +163,24 @@ def test_too_little_room_is_slower_and_said_once() -> None:
 @pytest.mark.parametrize("budget", [0, 511, -1, 1.5, "much", True])
 def test_budgets_that_mean_nothing_are_refused(budget: Any) -> None:
     model = several()
-    model.cache_rows(ROOM)
-    with pytest.raises(ValueError, match=r"expected a number of bytes of at least \d+, .* got .*; such as"):
-        model.cache_rows(budget)
+    model.set_table_placement(memory_budget=ROOM)
+    with pytest.raises(ValueError, match=r"expected a memory_budget in bytes of at least \d+, .* got .*; such as"):
+        model.set_table_placement(memory_budget=budget)
     assert model.base_model.lookup.stacks[0].budget == ROOM, "as before"
 
 
 def test_blocks_that_are_wrapped_later_share_the_budget() -> None:
     model = adapted("t5", "SEQ_2_SEQ_LM", target_modules=r"encoder\.block\.0")
-    model.cache_rows(model.base_model.lookup.stacks[0].page_bytes)
+    model.set_table_placement(memory_budget=model.base_model.lookup.stacks[0].page_bytes)
     model.add_adapter("all", config("t5", "SEQ_2_SEQ_LM"))
     model.eval()
     batch, names = inputs("t5", "SEQ_2_SEQ_LM"), {"adapter_names": ["all", "default", "__base__"]}
     same(run(model, batch, **names), uncached(model, batch, **names))
     assert all(stack.cache is None for stack in model.base_model.lookup.stacks), "too little now, and no error"
-    with pytest.raises(ValueError, match="expected a number of bytes of at least"):
-        model.cache_rows(model.base_model.lookup.stacks[0].page_bytes)
+    with pytest.raises(ValueError, match="expected a memory_budget in bytes of at least"):
+        model.set_table_placement(memory_budget=model.base_model.lookup.stacks[0].page_bytes)
     model = adapted("t5", "SEQ_2_SEQ_LM", target_modules=r"encoder\.block\.0")
-    model.cache_rows(ROOM)
+    model.set_table_placement(memory_budget=ROOM)
     model.add_adapter("all", config("t5", "SEQ_2_SEQ_LM"))
     model.eval()
     for _ in range(2):
@@ -192,5 +192,5 @@ def test_blocks_that_are_wrapped_later_share_the_budget() -> None:
 
 def test_a_share_of_the_free_memory() -> None:
     model = several()
-    model.cache_rows("auto")
+    model.set_table_placement(memory_budget="auto")
     assert 10**7 < model.base_model.lookup.stacks[0].budget < 10**13

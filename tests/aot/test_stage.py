@@ -41,7 +41,7 @@ def test_adding_staged_rows_is_adding_rows(dtype: torch.dtype, seed: int) -> Non
 
 def each_block_alone(model: nn.Module, monkeypatch: pytest.MonkeyPatch, *args: Any, **kwargs: Any) -> Tensor:
     with monkeypatch.context() as patch:
-        patch.setattr(Lookup, "_staged", lambda *_: None)
+        patch.setattr(Lookup, "_ready", lambda *_: None)
         found: Tensor = output(model, *args, **kwargs)
     return found
 

@@ -23,8 +23,10 @@ from peft_aot.ops import add_rows
 from peft_aot.tables import Table, TableChanged
 from peft_aot.tuner import TaskTuner
 
+from .arena import ArenaRows, Resident, Residents
 from .banked import BankedTask
-from .plan import Plan, make_plan
+from .placement import Placement
+from .plan import Asked, Plan, ask, check_ids, make_plan
 from .reparam import HiddenBottleneck
 from .source_rows import TaskRows
 from .stack_rows import StackRows, own_factors, versions
@@ -43,6 +45,7 @@ class Lookup:
         tables: Fused tables by adapter name.
         stacks: The wrapped blocks, by stack.
         vocab_sizes: V by adapter name.
+        placement: Where rows are kept.
     """
 
     def __init__(self, tuner: TaskTuner) -> None:
@@ -51,7 +54,8 @@ class Lookup:
         self.stacks: list[StackRows] = []
         self.vocab_sizes: dict[str, int] = {}
         self._versions: dict[str, tuple[int, ...]] = {}
-        self._budget: int | None = None
+        self.placement = Placement()
+        self._residents = Residents(0)
         self._buffers = Buffers()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,22 +72,21 @@ class Lookup:
         known.add(block, modules, width)
         self._share_budget()
 
-    def cache_rows(self, budget: int | None) -> None:
-        """Keep rows that were computed from factors, in `budget` bytes for all adapters together; None keeps none."""
-        if budget is not None:
-            needed = sum(stack.page_bytes for stack in self.stacks)
-            if type(budget) is not int or budget < needed:
-                raise ValueError(
-                    f"expected a number of bytes of at least {needed}, which the rows of one token may take, got "
-                    f"{budget!r}; such as {256 * 2**20}"
-                )
-        self._budget = budget
+    def place(self, placement: Placement) -> None:
+        """Keep rows elsewhere from now on; see `Placement`."""
+        self.placement = placement
+        self._residents = Residents(placement.budget or 0)
         self._share_budget()
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes that the rows of one token may take."""
+        return sum(stack.page_bytes for stack in self.stacks)
+
     def _share_budget(self) -> None:
-        total = sum(stack.page_bytes for stack in self.stacks)
+        budget = None if self.placement.keeps_tables(torch.device("cpu")) else self.placement.budget
         for stack in self.stacks:
-            stack.budget = None if self._budget is None else self._budget * stack.page_bytes // total
+            stack.budget = None if budget is None else budget * stack.page_bytes // self.page_bytes
             stack.cache = None
 
     def modules_of(self, adapter_name: str) -> list[nn.Module]:
@@ -122,60 +125,87 @@ class Lookup:
                 f"expected block {block} to run inside its model, got a direct call; call the model, which knows the "
                 f"token ids"
             )
-        staged = self._staged(call, hidden, tuple(active))
-        if staged is not None:
-            return staged.add(block, hidden)
-        plan = self._plan(call, hidden, tuple(active))
-        parts = [self._group_rows(call, plan, g, block, rows, hidden) for g in range(len(plan.groups))]
+        ready = self._ready(call, hidden, tuple(active))
+        if ready is not None:
+            return ready.add(block, hidden)
+        plan = self._plan(call, self._asked(call, hidden, tuple(active)))
+        parts = [self._group_rows(call, plan, g, block, rows, hidden) for g in range(len(plan.asked.groups))]
         return add_rows(hidden, parts, plan.placement)
 
-    def _plan(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> Plan:
-        key = ("plan", active)
+    def _asked(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> Asked:
+        key = ("asked", active)
+        asked: Asked | None = call.memo.get(key)
+        if asked is None:
+            asked = call.memo[key] = ask(call, hidden, active, self.tuner)
+        return asked
+
+    def _plan(self, call: StackCall, asked: Asked) -> Plan:
+        key = ("plan", asked.groups)
         plan: Plan | None = call.memo.get(key)
         if plan is None:
-            plan = call.memo[key] = make_plan(call, hidden, active, self.tuner, self.vocab_sizes)
+            plan = call.memo[key] = make_plan(asked, self.vocab_sizes)
         return plan
 
-    def _staged(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> StagedRows | None:
-        """Return the gathered rows of the running stack, or None where each block's modules compute its own."""
+    def _ready(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> ArenaRows | StagedRows | None:
+        """Return the rows of the running stack, or None where each block's modules compute its own."""
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return None
         key = ("rows", active, hidden.dtype, hidden.device)
         if key not in call.memo:
-            call.memo[key] = self._stage(call, hidden, active)
-        staged: StagedRows | None = call.memo[key]
-        return staged
+            call.memo[key] = self._make_ready(call, hidden, active)
+        ready: ArenaRows | StagedRows | None = call.memo[key]
+        return ready
 
-    def _stage(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> StagedRows | None:
+    def _make_ready(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> ArenaRows | StagedRows | None:
         layers = next((layers for layers in self.stacks if layers.stack is call.stack), None)
-        plan = self._plan(call, hidden, active)
-        if layers is None or self._modules_compute(plan):
+        asked = self._asked(call, hidden, active)
+        if layers is None or self._modules_compute(asked):
             return None
         sources = [
-            [self._source(call, plan, layers, name) for name in group if self._has_rows(plan, name)]
-            for group in plan.groups
+            [self._source(call, asked, layers, name) for name in group if self._has_rows(asked, name)]
+            for group in asked.groups
         ]
-        staged = StagedRows(plan, sources, layers, hidden, self._buffers)
+        if self.placement.keeps_tables(hidden.device):
+            resident = self._resident(asked, sources, layers, hidden)
+            if resident is not None:
+                return resident
+        staged = StagedRows(self._plan(call, asked), sources, layers, hidden, self._buffers)
         call.at_end.append(staged.give_back)
         return staged
 
-    def _modules_compute(self, plan: Plan) -> bool:
+    def _resident(
+        self, asked: Asked, sources: Sequence[Sequence[TaskRows]], layers: StackRows, hidden: Tensor
+    ) -> ArenaRows | None:
+        """Return the rows of a call if the tables of all its tasks are in one arena, or can be put there."""
+        places: list[Resident] = []
+        for group in sources:
+            place = group[0].place(self._residents, hidden) if len(group) == 1 else None
+            if place is None or (places and place.arena is not places[0].arena):
+                return None
+            places.append(place)
+        if not places:
+            return None
+        check_ids(asked, self.vocab_sizes)
+        return ArenaRows(asked, places, layers, places[0].arena)
+
+    def _modules_compute(self, asked: Asked) -> bool:
         """Whether gradients may be wanted, or dropout acts."""
-        names = [name for group in plan.groups for name in group if name not in plan.banked]
+        names = [name for group in asked.groups for name in group if name not in asked.banked]
         if torch.is_grad_enabled() and self._train(names):
             return True
         return any(module.training for name in names for module in self.modules_of(name))
 
-    def _has_rows(self, plan: Plan, name: str) -> bool:
-        if name in plan.banked:
+    def _has_rows(self, asked: Asked, name: str) -> bool:
+        if name in asked.banked:
             return True
         modules = self.modules_of(name)
         return bool(modules) and not isinstance(modules[0], HiddenBottleneck)
 
-    def _source(self, call: StackCall, plan: Plan, layers: StackRows, name: str) -> TaskRows:
-        task, let_go = plan.banked.get(name), functools.partial(self._let_go, name)
+    def _source(self, call: StackCall, asked: Asked, layers: StackRows, name: str) -> TaskRows:
+        task, let_go = asked.banked.get(name), functools.partial(self._let_go, name)
         if task is not None:
-            return TaskRows(layers, task.table, functools.partial(task.factors_for, layers), let_go)
+            table = task.table if self.placement.uses_tables else None
+            return TaskRows(layers, table, functools.partial(task.factors_for, layers), let_go)
         return TaskRows(layers, self._usable_table(call, name), functools.partial(layers.factors_of, name), let_go)
 
     def _let_go(self, name: str, table: Table, error: TableChanged) -> None:
@@ -186,20 +216,27 @@ class Lookup:
             return
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=2)
 
+    def _embeddings(self, call: StackCall, plan: Plan, group: int) -> Tensor:
+        key = ("embeddings", plan.asked.groups, group)
+        found: Tensor | None = call.memo.get(key)
+        if found is None:
+            found = call.memo[key] = plan.embeddings(group)
+        return found
+
     def _group_rows(
         self, call: StackCall, plan: Plan, group: int, block: str, rows: nn.ModuleDict, hidden: Tensor
     ) -> Tensor:
-        tokens, embeddings = plan.placement.tokens[group], plan.embeddings[group]
+        tokens, embeddings = plan.placement.tokens[group], self._embeddings(call, plan, group)
         total: Tensor | None = None
-        for name in plan.groups[group]:
-            if name in plan.banked:
+        for name in plan.asked.groups[group]:
+            if name in plan.asked.banked:
                 raise RuntimeError(
                     f"expected tasks of a TaskBank in eager inference, got '{name}' in a traced or compiled call or "
                     f"beside an adapter in training; load it with load_adapter, or freeze that adapter"
                 )
             if name not in rows or isinstance(rows[name], HiddenBottleneck):  # this adapter has no rows for this block
                 continue
-            part = self._adapter_rows(call, (plan.groups, group), name, block, rows[name], tokens, embeddings)
+            part = self._adapter_rows(call, (plan.asked.groups, group), name, block, rows[name], tokens, embeddings)
             total = part if total is None else total + part.to(total.device)
         return hidden.new_zeros(len(tokens), hidden.shape[-1]) if total is None else total
 
@@ -241,7 +278,7 @@ class Lookup:
 
     def _table_if_right(self, name: str) -> Table | None:
         table = self.tables.get(name)
-        if table is None:
+        if table is None or not self.placement.uses_tables:
             return None
         compiling = torch.compiler.is_compiling()
         if (torch.is_grad_enabled() or compiling) and self._train([name]):

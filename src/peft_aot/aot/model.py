@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
@@ -27,6 +26,7 @@ from .combine import combined_config
 from .config import CANNOT_FUSE_HIDDEN, DEFAULT_ALPHA, AoTConfig
 from .layer import CANNOT_MERGE, AoTLayer
 from .lookup import Lookup
+from .placement import CPU, choose_placement
 from .reparam import set_combination
 
 
@@ -53,7 +53,7 @@ class AoTModel(TaskTuner):
     )  # fmt: skip
     extra_files = (TABLE_FILE,)
     save_options = frozenset({"fuse"})
-    load_options = frozenset({"use_table"})
+    load_options = frozenset({"use_table", "table_placement", "memory_budget"})
     config_cls = AoTConfig
     prefix: str = "aot_"
     tuner_layer_cls = AoTLayer
@@ -123,21 +123,27 @@ class AoTModel(TaskTuner):
 
     # the life of adapters
 
-    def cache_rows(self, budget: int | Literal["auto"] | None) -> None:
-        """Keep rows that were computed from factors, so that a token costs a task its arithmetic once.
-
-        For adapters without a table, and for the tokens that a table leaves out; in inference on the CPU. The rows are
-        the same but for rounding, which depends on how many are computed at a time. When there is no more room, CLOCK
-        decides which are given up.
+    def set_table_placement(
+        self, table_placement: str = "auto", memory_budget: int | Literal["auto"] | None = None
+    ) -> None:
+        """Choose where the rows of this model's tasks are kept; the numbers are the same but for rounding.
 
         Args:
-            budget: Bytes for all adapters together; "auto" is an eighth of the memory that is free now, None keeps
-                none, as at the start. A row takes D numbers of the hidden states' format for each wrapped block.
+            table_placement: "ram" and "device" copy whole tables, in the format of the hidden states, into the
+                machine's memory or the accelerator's when a batch first asks for them; "mmap" reads them from their
+                files, "staged" likewise, with a copy to the accelerator beside the computation; "factors" leaves
+                tables alone; "auto" is "device" on an accelerator and "mmap" on the CPU. Tasks without a table, or
+                whose table finds no room, are served all the same.
+            memory_budget: Bytes for all tasks together: for tables in memory or, with "mmap" and "factors" on the CPU,
+                for rows that were computed from factors, of which those not used lately are given up (CLOCK). "auto"
+                is a quarter of the memory that is free now. None keeps no computed rows, and is "auto" for tables.
 
         Raises:
-            ValueError: Not a number of bytes, or fewer than one token's rows take.
+            ValueError: An unknown placement, "ram" on an accelerator, or a budget that one token's rows exceed.
         """
-        self.lookup.cache_rows(psutil.virtual_memory().available // 8 if budget == "auto" else budget)
+        embedding = input_embedding(self.lookup.stacks[0].stack)
+        device = CPU if embedding is None else embedding.weight.device
+        self.lookup.place(choose_placement(table_placement, memory_budget, self.lookup.page_bytes, device))
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
@@ -215,6 +221,9 @@ class AoTModel(TaskTuner):
 
     def adapter_loaded(self, adapter_name: str, source: Source, options: Mapping[str, Any]) -> None:
         """Use the table that was saved with an adapter, unless the option `use_table` is False."""
+        placing = {name: options[name] for name in ("table_placement", "memory_budget") if name in options}
+        if placing:
+            self.set_table_placement(**placing)
         config = self._config(adapter_name)
         wanted = options.get("use_table", True)
         stacks = self.lookup.stacks

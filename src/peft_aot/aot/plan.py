@@ -7,48 +7,65 @@ from dataclasses import dataclass
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from torch import Tensor
+from torch import Tensor, nn
 
 from peft_aot.backbone import input_embedding
 from peft_aot.ops import Placement, place_distinct, place_every
-from peft_aot.routing import BASE, tasks_of
+from peft_aot.routing import BASE, NO_TASKS, Tasks, tasks_of
 
 from .banked import BankedTask
 from .token_ids import StackCall
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a call needs.
+class Asked:
+    """What a call asks for.
 
     Attributes:
-        groups: For each group of examples the adapters whose rows add up.
-        placement: Which rows, and where they go.
-        embeddings: For each group (U_g, E), the backbone's own.
-        banked: The tasks of the call's bank, by name.
+        ids: (B, T) int64.
+        groups: For each group of examples the tasks whose rows add up.
+        group_of: For each example its group, or -1 for none.
+        banked: The tasks of the model's bank, by name; other tasks are adapters.
+        embedding: What the stack embeds its ids with.
     """
 
+    ids: Tensor
     groups: tuple[tuple[str, ...], ...]
-    placement: Placement
-    embeddings: tuple[Tensor, ...]
+    group_of: list[int]
     banked: Mapping[str, BankedTask]
+    embedding: nn.Embedding
 
 
-def make_plan(
-    call: StackCall, hidden: Tensor, active: tuple[str, ...], tuner: BaseTuner, vocab_sizes: Mapping[str, int]
-) -> Plan:
-    """Find which rows a call needs.
+@dataclass(frozen=True)
+class Plan:
+    """Which rows a call needs.
+
+    Attributes:
+        asked: What it asks for.
+        placement: Which rows, and where they go.
+    """
+
+    asked: Asked
+    placement: Placement
+
+    def embeddings(self, group: int) -> Tensor:
+        """Return the backbone's embeddings (U_g, E) of the tokens of a group."""
+        # `forward`, not a call: hooks on the embedding would take this look-up for the model's own
+        tokens = self.placement.tokens[group].to(self.asked.ids.device)
+        return self.asked.embedding.forward(tokens).detach()
+
+
+def ask(call: StackCall, hidden: Tensor, active: tuple[str, ...], tuner: BaseTuner) -> Asked:
+    """Find what a call asks for.
 
     Args:
         call: The stack call.
         hidden: (B, T, D), what its first wrapped block is given.
         active: The adapters whose rows to add, unless the call is a mixed batch.
         tuner: The tuner whose model is running.
-        vocab_sizes: V by adapter name.
 
     Raises:
         ValueError: No token ids are known, or they do not fit the hidden states.
-        IndexError: A token id outside the vocabulary.
     """
     ids = _checked_ids(call, hidden)
     tasks = tasks_of(tuner)
@@ -57,27 +74,51 @@ def make_plan(
             f"expected a stack that embeds {call.examples} examples as {call.examples} rows, got {ids.shape[0]} in "
             f"{type(call.stack).__name__}, which reorders its input; run its adapters one at a time"
         )
-    banked: Mapping[str, BankedTask] = {} if tasks is None else tasks.banked
-    if tasks is None:
-        groups: tuple[tuple[str, ...], ...] = (active,)
-        group_of = [0] * ids.shape[0]
-    else:
-        names = tasks.expand(ids.shape[0])
-        order = {name: g for g, name in enumerate(dict.fromkeys(n for n in names if n != BASE))}
-        groups = tuple((name,) for name in order)
-        group_of = [order.get(name, -1) for name in names]
-    place = place_every if torch.compiler.is_compiling() else place_distinct
-    placement = place(ids, group_of, len(groups))
-    embedding = input_embedding(call.stack)
+    return group(ids, tasks, active, call.stack)
+
+
+def group(ids: Tensor, tasks: Tasks | None, active: tuple[str, ...], stack: nn.Module) -> Asked:
+    """Put the examples of a batch into groups: those of one task, or all if it is no mixed batch."""
+    embedding = input_embedding(stack)
     if embedding is None:
-        raise RuntimeError(f"expected {type(call.stack).__name__} to embed token ids, got no input embedding")
+        raise RuntimeError(f"expected {type(stack).__name__} to embed token ids, got no input embedding")
+    if tasks is None:
+        return Asked(ids, (active,), [0] * ids.shape[0], NO_TASKS, embedding)
+    names = tasks.expand(ids.shape[0])
+    order = {name: g for g, name in enumerate(dict.fromkeys(n for n in names if n != BASE))}
+    groups = tuple((name,) for name in order)
+    return Asked(ids, groups, [order.get(name, -1) for name in names], tasks.banked, embedding)
+
+
+def make_plan(asked: Asked, vocab_sizes: Mapping[str, int]) -> Plan:
+    """Find which rows a call needs.
+
+    Args:
+        asked: What it asks for.
+        vocab_sizes: V by name of an adapter.
+
+    Raises:
+        IndexError: A token id outside the vocabulary.
+    """
+    place = place_every if torch.compiler.is_compiling() else place_distinct
+    placement = place(asked.ids, asked.group_of, len(asked.groups))
     if not torch.compiler.is_compiling():
-        own = vocab_sizes
-        sizes = [own[n] if n in own else banked[n].vocab_size for group in groups for n in group]
-        _check_range(placement, min([embedding.num_embeddings, *sizes]))
-    # `forward`, not a call: hooks on the embedding would take this look-up for the model's own
-    embeddings = tuple(embedding.forward(tokens.to(ids.device)).detach() for tokens in placement.tokens)
-    return Plan(groups, placement, embeddings, banked)
+        _check_range(placement, min(asked.embedding.num_embeddings, smallest_vocabulary(asked, vocab_sizes)))
+    return Plan(asked, placement)
+
+
+def check_ids(asked: Asked, vocab_sizes: Mapping[str, int]) -> None:
+    """Refuse token ids that a task's table has no row for; the backbone has refused those that it does not know."""
+    smallest = smallest_vocabulary(asked, vocab_sizes)
+    if smallest < asked.embedding.num_embeddings and asked.ids.numel():
+        _refuse_range(int(asked.ids.min()), int(asked.ids.max()), smallest)
+
+
+def smallest_vocabulary(asked: Asked, vocab_sizes: Mapping[str, int]) -> int:
+    """Return the smallest V of the tasks that are asked for, or of the backbone if none is."""
+    names = [name for group in asked.groups for name in group]
+    sizes = [vocab_sizes[n] if n in vocab_sizes else asked.banked[n].vocab_size for n in names]
+    return min(sizes, default=asked.embedding.num_embeddings)
 
 
 def _checked_ids(call: StackCall, hidden: Tensor) -> Tensor:
@@ -98,9 +139,14 @@ def _checked_ids(call: StackCall, hidden: Tensor) -> Tensor:
 
 def _check_range(placement: Placement, vocab_size: int) -> None:
     for tokens in placement.tokens:
-        if tokens.numel() and (int(tokens[0]) < 0 or int(tokens[-1]) >= vocab_size):  # distinct tokens ascend
-            raise IndexError(
-                f"expected token ids in [0, {vocab_size}), the vocabulary of the table, got ids from {int(tokens[0])} "
-                f"to {int(tokens[-1])}; use the tokenizer of the backbone the adapter was trained with, or resize the "
-                f"embeddings before get_peft_model"
-            )
+        if tokens.numel():
+            _refuse_range(int(tokens[0]), int(tokens[-1]), vocab_size)  # distinct tokens ascend
+
+
+def _refuse_range(low: int, high: int, vocab_size: int) -> None:
+    if low < 0 or high >= vocab_size:
+        raise IndexError(
+            f"expected token ids in [0, {vocab_size}), the vocabulary of the table, got ids from {low} to {high}; use "
+            f"the tokenizer of the backbone the adapter was trained with, or resize the embeddings before "
+            f"get_peft_model"
+        )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from peft_aot.tables import Table, TableChanged
 
+from .arena import Resident, Residents
 from .stack_rows import StackRows
 from .stacked import StackedFactors
 
@@ -29,26 +30,35 @@ class TaskRows:
     factors: Callable[[], StackedFactors]
     let_go: Callable[[Table, TableChanged], None]
 
-    def read(self, rows: Tensor, tokens: Tensor, embeddings: Tensor, blocks: slice) -> None:
+    def read(self, rows: Tensor, tokens: Tensor, embeddings: Callable[[], Tensor], blocks: slice) -> None:
         """Write rows.
 
         Args:
             rows: (L, U, D) for the L blocks of the stack that are asked for, written to.
             tokens: (U,) int64, distinct.
-            embeddings: (U, E), theirs.
+            embeddings: Gives theirs, (U, E).
             blocks: Which blocks.
         """
         table = self._copied(rows, tokens, blocks)
         if table is None:
-            self.layers.read(rows, self.factors(), tokens, embeddings, blocks)
+            self.layers.read(rows, self.factors(), tokens, embeddings(), blocks)
             return
         missing = table.missing(tokens)
         if missing is not None and bool(missing.any()):
             places = missing.nonzero().flatten()
             where = places.to(tokens.device)
             rest = rows.new_empty(rows.shape[0], len(places), rows.shape[2])
-            self.layers.read(rest, self.factors(), tokens[where], embeddings[where], blocks)
+            self.layers.read(rest, self.factors(), tokens[where], embeddings()[where], blocks)
             rows[:, places.to(rows.device)] = rest
+
+    def place(self, residents: Residents, hidden: Tensor) -> Resident | None:
+        """Return the place of the task's table among those in memory, or None if it has none there."""
+        if self.table is not None:
+            try:
+                return residents.place(self.table, self.layers, hidden.dtype, hidden.device)
+            except TableChanged as error:
+                self.let_go(self.table, error)
+        return None
 
     def _copied(self, rows: Tensor, tokens: Tensor, blocks: slice) -> Table | None:
         """Copy what the table has and return it, or return None if there is none to use."""

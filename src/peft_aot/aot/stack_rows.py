@@ -132,7 +132,7 @@ class StackRows:
             self._warned = True
             warnings.warn(
                 f"expected a row cache that holds the {tokens} distinct tokens of a batch, got room for {cache.pages}; "
-                f"most rows are computed anew in every batch, give cache_rows() more bytes",
+                f"most rows are computed anew in every batch, give set_table_placement() a larger memory_budget",
                 stacklevel=2,
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 
@@ -80,7 +81,8 @@ class StagedRows:
         self._rows[:, start:].zero_()  # the row of examples without an adapter, if there are any
 
     def _fill(self, part: Tensor, group: int) -> None:
-        tokens, embeddings = self._plan.placement.tokens[group], self._plan.embeddings[group]
+        tokens = self._plan.placement.tokens[group]
+        embeddings = functools.partial(self._plan.embeddings, group)
         sources = self._sources[group]
         if not sources:
             part.zero_()

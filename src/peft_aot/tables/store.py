@@ -136,6 +136,20 @@ class Table:
                 f"again, and replace tables by renaming, as `peft-aot fuse` does"
             )
 
+    def stored(self, token_ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Read the rows of tokens (U,) as they are stored: (U, L, D) and, of int8 tables, the scales (U, L).
+
+        Raises:
+            TableChanged: As in `rows`.
+        """
+        slots = token_ids if self._slot_of_token is None else self._slot_of_token[token_ids].clamp_min(0)
+        self._refuse_changed()
+        self._read_ahead.announce(slots)
+        rows = self._rows.index_select(0, slots)
+        scales = None if self._scales is None else self._scales.index_select(0, slots)
+        self._refuse_changed()
+        return rows, scales
+
     def _read(self, slots: Tensor, layers: slice) -> Tensor:
         rows = self._rows[:, layers].index_select(0, slots)
         if self._scales is None:
