@@ -170,7 +170,7 @@ def add_staged(hidden: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         rows: (U, D) of the same dtype and device.
         positions: (B, T) int64 in [0, U), on the same device.
     """
-    return F.embedding(positions, rows).add_(hidden)
+    return torch.embedding(rows, positions).add_(hidden)
 
 
 def add_quantized(hidden: Tensor, rows: Tensor, scales: Tensor, positions: Tensor) -> Tensor:

@@ -96,8 +96,12 @@ class TaskTuner(StoredTuner):
                     f"time with set_adapter"
                 )
             self._prepare_mixed_batches()
-        with mixed_batch(self, args, kwargs, self.banked):
+        with mixed_batch(self, args, kwargs, self._banked_for(kwargs)):
             yield
+
+    def _banked_for(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the tasks that a call may ask for beside adapters."""
+        return self.banked
 
     def _prepare_mixed_batches(self) -> None:
         """Do before a mixed batch what is needed once; doing it again changes nothing."""

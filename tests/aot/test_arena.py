@@ -158,9 +158,7 @@ def test_a_batch_keeps_its_rows_while_its_task_is_replaced(saved: dict[str, Path
 def test_ids_that_the_table_has_no_row_for_are_refused(saved: dict[str, Path]) -> None:
     model = loaded({"one": saved["one"]}, table_placement="ram")
     model.base_model.model.resize_token_embeddings(130)
-    with pytest.raises(
-        IndexError, match=r"expected token ids in \[0, 120\), the vocabulary of the table, got"
-    ):
+    with pytest.raises(IndexError, match=r"expected token ids in \[0, 120\), the vocabulary of the table, got"):
         run(model, ["one"] * 4, {"input_ids": torch.full((4, 2), 125)})
 
 
@@ -269,7 +267,7 @@ def test_threads_and_tasks_that_come_and_go(saved: dict[str, Path]) -> None:
     def ask(seed: int) -> int:
         rng, answered = random.Random(seed), 0
         for _ in range(60):
-            names = ["one" if rng.random() < 0.3 else f"t-{rng.choice(['two', 'kron', 'part'])}" for _ in range(4)]
+            names = [rng.choice(["one", *bank.tasks]) for _ in range(4)]
             try:
                 found = run(model, names)
             except ValueError as error:
@@ -288,7 +286,7 @@ def test_threads_and_tasks_that_come_and_go(saved: dict[str, Path]) -> None:
         finally:
             stop.set()
         changing.result()
-    assert sum(answered) > 20
+    assert sum(answered) > 100
 
 
 def test_no_memory_for_a_table_is_no_error(saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from backbones import build, inputs, output
 from models import adapted, config
 from peft_aot.aot import staged_rows
 from peft_aot.aot.lookup import Lookup
-from peft_aot.aot.stage import Buffers
+from peft_aot.aot.stage import Buffers, Lent
 from peft_aot.aot.staged_rows import StagedRows
 from peft_aot.ops import add_rows, add_staged, place_distinct
 
@@ -100,17 +100,17 @@ def test_hidden_states_of_several_dtypes(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_buffers_are_used_again_and_grow() -> None:
     buffers = Buffers()
-    first = buffers.borrow(10, torch.float32, CPU)
+    first = buffers.borrow(10, torch.float32, CPU).tensor
     assert first.numel() == 10
-    second = buffers.borrow(4, torch.float32, CPU)
+    second = buffers.borrow(4, torch.float32, CPU).tensor
     assert second.data_ptr() != first.data_ptr(), "two at one time share nothing"
     buffers.give_back(first)
-    assert buffers.borrow(7, torch.float32, CPU) is first
+    assert buffers.borrow(7, torch.float32, CPU).tensor is first
     buffers.give_back(first)
-    assert buffers.borrow(7, torch.float16, CPU).dtype == torch.float16
-    assert buffers.borrow(11, torch.float32, CPU).numel() == 11
+    assert buffers.borrow(7, torch.float16, CPU).tensor.dtype == torch.float16
+    assert buffers.borrow(11, torch.float32, CPU).tensor.numel() == 11
     for copied in (copy.deepcopy(buffers), pickle.loads(pickle.dumps(buffers))):
-        assert copied.borrow(1, torch.float32, CPU) is not second
+        assert copied.borrow(1, torch.float32, CPU).tensor is not second
 
 
 def test_a_buffer_made_in_inference_mode_serves_outside() -> None:
@@ -138,13 +138,13 @@ def test_calls_give_their_buffer_back_also_when_they_fail() -> None:
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many blocks' rows are gathered, time after time."""
     numbers: list[int] = []
-    original = StagedRows._gather
+    original = StagedRows.gather
 
-    def gather(self: StagedRows, first: int) -> None:
+    def gather(self: StagedRows, first: int = 0) -> None:
         original(self, first)
         numbers.append(self._blocks.stop - self._blocks.start)
 
-    monkeypatch.setattr(StagedRows, "_gather", gather)
+    monkeypatch.setattr(StagedRows, "gather", gather)
     return numbers
 
 
@@ -158,7 +158,7 @@ def test_rows_that_take_too_much_memory_are_gathered_a_few_blocks_at_a_time(
     numbers = in_parts(monkeypatch)
     with torch.no_grad():
         expected = output(model, batch)
-        needed = model.base_model.lookup._buffers._free.popitem()[1][0].nbytes
+        needed = model.base_model.lookup._buffers._free.popitem()[1][0].tensor.nbytes
         for budget, parts in ((needed, [2]), (needed - 1, [1, 1]), (1, [1, 1])):
             monkeypatch.setattr(staged_rows, "STAGE_BYTES", budget)
             numbers.clear()
@@ -172,14 +172,14 @@ def test_no_memory_is_said_and_fewer_blocks_are_gathered(monkeypatch: pytest.Mon
     numbers = in_parts(monkeypatch)
     original, room = Buffers.borrow, [0]
 
-    def borrow(self: Buffers, elements: int, *args: Any) -> Tensor:
+    def borrow(self: Buffers, elements: int, *args: Any) -> Lent:
         if elements > room[0]:
             raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {elements} bytes.")
         return original(self, elements, *args)
 
     with torch.no_grad():
         expected = output(model, batch)
-        room[0] = model.base_model.lookup._buffers._free.popitem()[1][0].numel() // 2
+        room[0] = model.base_model.lookup._buffers._free.popitem()[1][0].tensor.numel() // 2
         numbers.clear()
         monkeypatch.setattr(Buffers, "borrow", borrow)
         with pytest.warns(

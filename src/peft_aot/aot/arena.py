@@ -214,8 +214,8 @@ class ArenaRows:
     def __init__(self, asked: Asked, residents: Sequence[Resident], layers: StackRows, arena: Arena) -> None:
         self._layers = layers
         self._residents = residents  # whose places are not given away meanwhile
-        self._rows, self._scales = arena.rows, arena.scales if arena.quantized else None
-        ids = asked.ids.to(self._rows.device)
+        self._rows, self._scales = arena.rows.unbind(0), arena.scales if arena.quantized else None
+        ids = asked.ids.to(arena.rows.device)
         if len(residents) == 1 and -1 not in asked.group_of:
             self._positions = ids + residents[0].start
         else:

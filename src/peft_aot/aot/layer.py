@@ -47,6 +47,7 @@ class AoTLayer(TaskLayer):
         self.hidden_argument = next(iter(inspect.signature(base_layer.forward).parameters))
         self._active_adapter = adapter_name
         self._disable_adapters = False
+        self._mixes_bottlenecks = False
         self.training = base_layer.training
         self.merged_adapters: list[str] = []
 
@@ -59,7 +60,9 @@ class AoTLayer(TaskLayer):
             embedding_dim: E.
             width: D.
         """
-        self.aot_rows[adapter_name] = make_rows(config, embedding_dim, width).train(self.training)
+        rows = make_rows(config, embedding_dim, width).train(self.training)
+        self.aot_rows[adapter_name] = rows
+        self._mixes_bottlenecks = self._mixes_bottlenecks or isinstance(rows, HiddenBottleneck)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -72,28 +75,34 @@ class AoTLayer(TaskLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block on hidden states (B, T, D) plus the rows of their tokens."""
-        if self.disable_adapters or not self.aot_rows:
+        # torch finds submodules by detours, which small batches notice
+        block, rows = self._modules["base_layer"], self.aot_rows
+        if block is None or self._disable_adapters or not rows._modules:
             return self.base_layer(*args, **kwargs)
-        active = [name for name in self.active_adapters if name in self.aot_rows]
+        names = [self._active_adapter] if isinstance(self._active_adapter, str) else self._active_adapter
+        active = tuple(name for name in names if name in rows._modules)
         if args:
-            args = (self._add(args[0], active), *args[1:])
-        else:
-            kwargs[self.hidden_argument] = self._add(kwargs[self.hidden_argument], active)
-        return self.base_layer(*args, **kwargs)
+            return block(self._add(args[0], rows, active), *args[1:], **kwargs)
+        kwargs[self.hidden_argument] = self._add(kwargs[self.hidden_argument], rows, active)
+        return block(**kwargs)
 
-    def _add(self, hidden: Tensor, active: list[str]) -> Tensor:
+    def _add(self, hidden: Tensor, rows: nn.ModuleDict, active: tuple[str, ...]) -> Tensor:
+        if not self._mixes_bottlenecks:  # as nearly always
+            if not active and tasks_of(self.tuner) is None:
+                return hidden
+            return self.lookup.add(self.block_name, hidden, rows, active)
         tasks = tasks_of(self.tuner)
         names = active if tasks is None else tasks.distinct
-        asked = {name: self.aot_rows[name] for name in names if name in self.aot_rows}
+        asked = {name: rows[name] for name in names if name in rows}
         bottlenecks = {name: module for name, module in asked.items() if isinstance(module, HiddenBottleneck)}
         if tasks is None and not asked:
             return hidden
         if not bottlenecks:
-            return self.lookup.add(self.block_name, hidden, self.aot_rows, active)
+            return self.lookup.add(self.block_name, hidden, rows, active)
         total = hidden
         if len(asked) > len(bottlenecks):
-            total = self.lookup.add(self.block_name, hidden, self.aot_rows, active)
-        return add_bottlenecks(total, hidden, bottlenecks, active, tasks)
+            total = self.lookup.add(self.block_name, hidden, rows, active)
+        return add_bottlenecks(total, hidden, bottlenecks, list(active), tasks)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: see `AoTModel.merge_and_unload`."""

@@ -13,26 +13,29 @@ import dataclasses
 import functools
 import itertools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from peft_aot.ops import add_rows
+from peft_aot.routing import Tasks
 from peft_aot.tables import Table, TableChanged
 from peft_aot.tuner import TaskTuner
 
 from .arena import ArenaRows, Resident, Residents
 from .banked import BankedTask
 from .placement import Placement
-from .plan import Asked, Plan, ask, check_ids, make_plan
+from .plan import Asked, Plan, ask, check_ids, group_examples, make_plan
+from .prefetch import Prefetched, current
 from .reparam import HiddenBottleneck
 from .source_rows import TaskRows
-from .stack_rows import StackRows, own_factors, versions
+from .stack_rows import StackRows, State
 from .stage import Buffers
 from .staged_rows import StagedRows
 from .token_ids import StackCall, current_call
+from .transfer import CudaStreams, Streams
 
 
 class Lookup:
@@ -57,11 +60,13 @@ class Lookup:
         self.placement = Placement()
         self._residents = Residents(0)
         self._buffers = Buffers()
+        self._streams: dict[torch.device, Streams] = {}
+        self._like: dict[nn.Module, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # copied tensors count their versions anew, so that a copy keeps only tables that are fresh now
         fresh = {name: table for name, table in self.tables.items() if self._unchanged(name)}
-        return {**self.__dict__, "tables": fresh, "_versions": {}}
+        return {**self.__dict__, "tables": fresh, "_versions": {}, "_streams": {}, "_like": {}}
 
     def add_layer(self, stack: nn.Module, block: str, modules: nn.ModuleDict, width: int) -> None:
         """Note one more wrapped block of a stack."""
@@ -96,7 +101,7 @@ class Lookup:
     def attach(self, adapter_name: str, table: Table) -> None:
         """Use `table` for an adapter in inference, until its factors change."""
         self.tables[adapter_name] = table
-        self._versions[adapter_name] = self.factor_versions(adapter_name)
+        self._versions[adapter_name] = self.state_of(adapter_name).versions
 
     def fresh_table(self, adapter_name: str) -> Table | None:
         """Return an adapter's table if it has one, and its factors have not changed since."""
@@ -110,7 +115,7 @@ class Lookup:
         for stack in self.stacks:
             stack.forget(adapter_name)
 
-    def add(self, block: str, hidden: Tensor, rows: nn.ModuleDict, active: Sequence[str]) -> Tensor:
+    def add(self, block: str, hidden: Tensor, rows: nn.ModuleDict, active: tuple[str, ...]) -> Tensor:
         """Add to hidden states (B, T, D) the rows of their tokens before block `block`.
 
         Args:
@@ -125,10 +130,10 @@ class Lookup:
                 f"expected block {block} to run inside its model, got a direct call; call the model, which knows the "
                 f"token ids"
             )
-        ready = self._ready(call, hidden, tuple(active))
+        ready = self._ready(call, hidden, active)
         if ready is not None:
             return ready.add(block, hidden)
-        plan = self._plan(call, self._asked(call, hidden, tuple(active)))
+        plan = self._plan(call, self._asked(call, hidden, active))
         parts = [self._group_rows(call, plan, g, block, rows, hidden) for g in range(len(plan.asked.groups))]
         return add_rows(hidden, parts, plan.placement)
 
@@ -159,19 +164,63 @@ class Lookup:
     def _make_ready(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> ArenaRows | StagedRows | None:
         layers = next((layers for layers in self.stacks if layers.stack is call.stack), None)
         asked = self._asked(call, hidden, active)
-        if layers is None or self._modules_compute(asked):
+        if layers is None or self._modules_compute(call, asked):
             return None
+        handle = current(call.stack)
+        fetched = None if handle is None else handle.take(asked.ids, hidden, self._states(call, asked))
+        like = self._like.get(call.stack)
+        if like is None or (like.dtype, like.device) != (hidden.dtype, hidden.device):
+            self._like[call.stack] = hidden.new_empty(0, hidden.shape[-1])
+        ready = fetched or self._gathered(call, asked, layers, hidden)
+        if isinstance(ready, StagedRows):
+            call.at_end.append(ready.give_back)
+        return ready
+
+    def _gathered(self, call: StackCall, asked: Asked, layers: StackRows, like: Tensor) -> ArenaRows | StagedRows:
+        """Return the rows of a call, in the format and on the device of `like`."""
         sources = [
             [self._source(call, asked, layers, name) for name in group if self._has_rows(asked, name)]
             for group in asked.groups
         ]
-        if self.placement.keeps_tables(hidden.device):
-            resident = self._resident(asked, sources, layers, hidden)
+        if self.placement.keeps_tables(like.device):
+            resident = self._resident(asked, sources, layers, like)
             if resident is not None:
                 return resident
-        staged = StagedRows(self._plan(call, asked), sources, layers, hidden, self._buffers)
-        call.at_end.append(staged.give_back)
-        return staged
+        streams = self._streams_for(like.device) if self.placement.stages(like.device) else None
+        return StagedRows(self._plan(call, asked), sources, layers, like, self._buffers, streams)
+
+    def prefetch(self, tasks: Tasks | None, ids: Tensor, active: tuple[str, ...]) -> Prefetched:
+        """Fetch the rows of a batch that will run later.
+
+        Args:
+            tasks: Of a mixed batch.
+            ids: (B, T), what its first stack will embed.
+            active: The active adapters, if it is no mixed batch.
+        """
+        layers = self.stacks[0]
+        asked = group_examples(ids, tasks, active, layers.stack)
+        like, call = self._like.get(layers.stack), StackCall(layers.stack)
+        if like is None:
+            like = asked.embedding.weight.new_empty(0, layers.width)
+        rows = None
+        if not self._modules_compute(call, asked):
+            rows = self._gathered(call, asked, layers, like)
+            if isinstance(rows, StagedRows):
+                rows.gather()
+        names = None if tasks is None else tasks.names
+        states = self._states(call, asked)
+        return Prefetched(asked, names, layers.stack, states, rows if isinstance(rows, StagedRows) else None)
+
+    def _states(self, call: StackCall, asked: Asked) -> dict[str, State]:
+        names = itertools.chain(*asked.groups)
+        return {name: self._state(call, name) for name in names if name not in asked.banked}
+
+    def _streams_for(self, device: torch.device) -> Streams | None:
+        if device.type != "cuda":
+            return None
+        if device not in self._streams:
+            self._streams[device] = CudaStreams(device)
+        return self._streams[device]
 
     def _resident(
         self, asked: Asked, sources: Sequence[Sequence[TaskRows]], layers: StackRows, hidden: Tensor
@@ -188,12 +237,14 @@ class Lookup:
         check_ids(asked, self.vocab_sizes)
         return ArenaRows(asked, places, layers, places[0].arena)
 
-    def _modules_compute(self, asked: Asked) -> bool:
+    def _modules_compute(self, call: StackCall, asked: Asked) -> bool:
         """Whether gradients may be wanted, or dropout acts."""
-        names = [name for group in asked.groups for name in group if name not in asked.banked]
-        if torch.is_grad_enabled() and self._train(names):
-            return True
-        return any(module.training for name in names for module in self.modules_of(name))
+        for name in itertools.chain(*asked.groups):
+            if name not in asked.banked:
+                state = self._state(call, name)
+                if state.drops or (state.trains and torch.is_grad_enabled()):
+                    return True
+        return False
 
     def _has_rows(self, asked: Asked, name: str) -> bool:
         if name in asked.banked:
@@ -270,22 +321,14 @@ class Lookup:
         return values
 
     def _usable_table(self, call: StackCall, name: str) -> Table | None:
-        key = ("table", name)
-        if key not in call.memo:
-            call.memo[key] = self._table_if_right(name)
-        table: Table | None = call.memo[key]
-        return table
-
-    def _table_if_right(self, name: str) -> Table | None:
         table = self.tables.get(name)
         if table is None or not self.placement.uses_tables:
             return None
+        state = self._state(call, name)
         compiling = torch.compiler.is_compiling()
-        if (torch.is_grad_enabled() or compiling) and self._train([name]):
+        if (torch.is_grad_enabled() or compiling) and state.trains:
             return None
-        if compiling:
-            return table
-        if self._unchanged(name):
+        if compiling or self._versions.setdefault(name, state.versions) == state.versions:
             return table
         self.detach(name)
         warnings.warn(
@@ -295,20 +338,24 @@ class Lookup:
         )
         return None
 
+    def _state(self, call: StackCall, name: str) -> State:
+        key = ("state", name)
+        state: State | None = call.memo.get(key)
+        if state is None:
+            state = call.memo[key] = self.state_of(name)
+        return state
+
+    def state_of(self, name: str) -> State:
+        """Return what may have changed about an adapter's factors; see `State`."""
+        if len(self.stacks) == 1:
+            return self.stacks[0].state_of(name)
+        states = [stack.state_of(name) for stack in self.stacks]
+        versions = tuple(itertools.chain.from_iterable(state.versions for state in states))
+        return State(any(state.trains for state in states), any(state.drops for state in states), versions)
+
     def _unchanged(self, name: str) -> bool:
-        found = self.factor_versions(name)
+        found = self.state_of(name).versions
         return self._versions.setdefault(name, found) == found
-
-    def _factors(self, name: str) -> Iterable[nn.Parameter]:
-        return itertools.chain.from_iterable(map(own_factors, self.modules_of(name)))
-
-    def factor_versions(self, name: str) -> tuple[int, ...]:
-        """Return a fingerprint of an adapter's factors that changes with every change but those through `.data`."""
-        return versions(self._factors(name))
-
-    def _train(self, names: Iterable[str]) -> bool:
-        """Whether a gradient may be wanted of a factor of one of these adapters."""
-        return any(p.requires_grad for name in names for p in self._factors(name))
 
 
 def _drop(name: str, table: Table, tasks: dict[str, BankedTask]) -> bool:

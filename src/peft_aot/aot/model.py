@@ -10,13 +10,15 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.error import NoMatchingPeftModuleError
-from torch import nn
+from torch import Tensor, nn
 
 from peft_aot.backbone import Block, find_blocks, input_embedding, vocabulary_size
 from peft_aot.fusion import FUSED, NOT_FUSED
+from peft_aot.routing import Tasks, check_batch, check_names
 from peft_aot.source import Source
 from peft_aot.tables import TABLE_FILE
 from peft_aot.tuner import TaskTuner, matches
@@ -27,6 +29,7 @@ from .config import CANNOT_FUSE_HIDDEN, DEFAULT_ALPHA, AoTConfig
 from .layer import CANNOT_MERGE, AoTLayer
 from .lookup import Lookup
 from .placement import CPU, choose_placement
+from .prefetch import Prefetched, using
 from .reparam import set_combination
 
 
@@ -64,6 +67,11 @@ class AoTModel(TaskTuner):
         if getattr(getattr(model, "config", None), "model_type", None) == "xlnet":  # a square batch looks as before
             self.cannot_mix = "XLNet turns its batch about, so that the row of an example cannot be told"
 
+    def forward(self, *args: Any, prefetched: Prefetched | None = None, **kwargs: Any) -> Any:
+        """Run the backbone, on rows that were fetched before if a handle of `prefetch` is given."""
+        with using(prefetched):
+            return super().forward(*args, **kwargs)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         # generate clones `inputs_embeds`, whose ids we know here
@@ -71,6 +79,38 @@ class AoTModel(TaskTuner):
         stated = nullcontext() if ids is None else token_ids.token_ids(ids)
         with token_ids.contained(), super()._enable_peft_forward_hooks(*args, **kwargs), stated:
             yield
+
+    def _banked_for(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        handle: Prefetched | None = kwargs.get("prefetched")
+        if handle is None:
+            return self.banked
+        handle.check_names(kwargs.get("adapter_names"))
+        return handle.asked.banked
+
+    def prefetch(self, input_ids: Tensor, adapter_names: Sequence[str] | None = None) -> Prefetched:
+        """Fetch the rows of a batch before it runs, beside what is running: from files, into staging, to the device.
+
+        Args:
+            input_ids: (B, T), what the batch will pass. For an encoder and decoder, what the encoder gets.
+            adapter_names: What the batch will pass, if it is a mixed one.
+
+        Returns:
+            A handle for one forward: `model(input_ids=..., adapter_names=..., prefetched=handle)`. The batch runs with
+            the tasks of the model's bank that are there now.
+
+        Raises:
+            ValueError: Unknown names, or not one per example.
+
+        Example:
+            >>> handle = model.prefetch(batch["input_ids"], names)
+            >>> model(**batch, adapter_names=names, prefetched=handle)
+        """
+        tasks = None
+        if adapter_names is not None:
+            tasks = Tasks(self, check_names(adapter_names, self.peft_config, self.banked), banked=self.banked)
+            check_batch(tasks, (input_ids,), {})
+        with torch.no_grad():
+            return self.lookup.prefetch(tasks, input_ids, tuple(self.active_adapters))
 
     # choosing and wrapping blocks
 

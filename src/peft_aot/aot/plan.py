@@ -74,10 +74,10 @@ def ask(call: StackCall, hidden: Tensor, active: tuple[str, ...], tuner: BaseTun
             f"expected a stack that embeds {call.examples} examples as {call.examples} rows, got {ids.shape[0]} in "
             f"{type(call.stack).__name__}, which reorders its input; run its adapters one at a time"
         )
-    return group(ids, tasks, active, call.stack)
+    return group_examples(ids, tasks, active, call.stack)
 
 
-def group(ids: Tensor, tasks: Tasks | None, active: tuple[str, ...], stack: nn.Module) -> Asked:
+def group_examples(ids: Tensor, tasks: Tasks | None, active: tuple[str, ...], stack: nn.Module) -> Asked:
     """Put the examples of a batch into groups: those of one task, or all if it is no mixed batch."""
     embedding = input_embedding(stack)
     if embedding is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,20 @@ from .reparam import HiddenBottleneck
 from .stacked import StackedFactors
 
 _NUMBERS = itertools.count()
+
+
+class State(NamedTuple):
+    """What may change about an adapter's factors.
+
+    Attributes:
+        trains: Whether a gradient is wanted of one of them.
+        drops: Whether one of its modules is in training mode, where dropout acts.
+        versions: A fingerprint that changes with every change but those through `.data`.
+    """
+
+    trains: bool
+    drops: bool
+    versions: tuple[int, ...]
 
 
 class StackRows:
@@ -44,7 +58,7 @@ class StackRows:
         self.budget: int | None = None
         self.cache: RowCache | None = None
         self._stacked: dict[str, tuple[object, StackedFactors, object]] = {}
-        self._embedded: tuple[Tensor, object, int] | None = None
+        self._embedded: tuple[Tensor, int, int] | None = None
         self._warned = False
 
     def __getstate__(self) -> dict[str, object]:
@@ -61,13 +75,31 @@ class StackRows:
 
     def modules_of(self, adapter_name: str) -> list[nn.Module]:
         """Return the adapter's modules in the order of wrapping."""
-        return [modules[adapter_name] for modules in self.modules if adapter_name in modules]
+        found = (modules._modules.get(adapter_name) for modules in self.modules)
+        return [module for module in found if module is not None]
+
+    def state_of(self, adapter_name: str) -> State:
+        """Return what may have changed about an adapter's factors since they were last looked at."""
+        # in every batch, for every adapter of it: one pass, without the detours of `parameters()`
+        trains = drops = False
+        versions: list[int] = []
+        for modules in self.modules:
+            module = modules._modules.get(adapter_name)
+            if module is None:
+                continue
+            drops = drops or module.training
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    trains = trains or parameter.requires_grad
+                    if not torch.compiler.is_compiling():  # graphs cannot look
+                        versions += id(parameter), version(parameter)
+        return State(trains, drops, tuple(versions))
 
     def factors_of(self, adapter_name: str) -> StackedFactors:
         """Return an adapter's factors as they are now, laid side by side."""
         modules = [block._modules.get(adapter_name) for block in self.modules]
-        now = [p for module in modules if module is not None for p in own_factors(module)]
-        made_of = versions(now), now[0].dtype if now else None
+        now = [p for module in modules if module is not None for p in module._parameters.values() if p is not None]
+        made_of = self.state_of(adapter_name).versions, now[0].dtype if now else None
         known = self._stacked.get(adapter_name)
         if known is None or known[0] != made_of:
             rows = [None if isinstance(module, HiddenBottleneck) else module for module in modules]
@@ -103,13 +135,12 @@ class StackRows:
         """Return what rows depend on beside tokens and factors: precision, and a number for the embeddings as now."""
         embedding = input_embedding(self.stack)
         if embedding is not None:
-            weight, version = embedding.weight, versions([embedding.weight])
+            weight, now = embedding.weight, version(embedding.weight)
             known = self._embedded
             # with the tensor itself, so that no other can take over its identity
-            if known is None or known[0] is not weight or known[1] != version:
-                self._embedded = weight, version, next(_NUMBERS)
-        precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        return precision, None if self._embedded is None else self._embedded[2]
+            if known is None or known[0] is not weight or known[1] != now:
+                self._embedded = weight, now, next(_NUMBERS)
+        return precision("cpu"), None if self._embedded is None else self._embedded[2]
 
     def _cache_for(self, rows: Tensor) -> RowCache | None:
         """Return the cache that `rows` may be read from and kept in, or None: on an accelerator copying costs more."""
@@ -137,12 +168,11 @@ class StackRows:
             )
 
 
-def own_factors(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the factors of a module that computes rows; all stand in the module itself, and `parameters()` is slow."""
-    return (p for p in module._parameters.values() if p is not None)
+def version(tensor: Tensor) -> int:
+    """Return a number that changes with every change of a tensor but those through `.data`."""
+    return -1 if tensor.is_inference() else tensor._version  # tensors made under inference_mode count none
 
 
-def versions(parameters: Iterable[Tensor]) -> tuple[int, ...]:
-    """Return a fingerprint of parameters that changes with every change but those through `.data`."""
-    # tensors made under inference_mode count no versions
-    return tuple(n for p in parameters for n in (id(p), -1 if p.is_inference() else p._version))
+def precision(device_type: str) -> torch.dtype | None:
+    """Return the number format of matrix products under autocast, or None if it is off."""
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None

@@ -14,9 +14,11 @@ from peft_aot.sizes import format_bytes
 
 from .plan import Plan
 from .source_rows import TaskRows
-from .stack_rows import StackRows
-from .stage import Buffers
+from .stack_rows import StackRows, precision
+from .stage import Buffers, Lent
+from .transfer import Streams, Transfer
 
+CPU = torch.device("cpu")
 STAGE_BYTES = 256 * 2**20
 """Most memory for the rows of one call; of a batch that needs more, as many blocks as fit are gathered at a time."""
 
@@ -28,61 +30,90 @@ class StagedRows:
         plan: Which rows.
         sources: For each group of examples of the plan, where its rows come from; several add up.
         layers: The stack.
-        hidden: (B, T, D), whose format and device the rows get.
+        like: (..., D), whose format and device the rows get.
         buffers: Where the memory comes from; `give_back` returns it.
+        streams: If given, rows of tables are gathered in pinned memory and copied beside the computation.
     """
 
     def __init__(
-        self, plan: Plan, sources: Sequence[Sequence[TaskRows]], layers: StackRows, hidden: Tensor, buffers: Buffers
+        self,
+        plan: Plan,
+        sources: Sequence[Sequence[TaskRows]],
+        layers: StackRows,
+        like: Tensor,
+        buffers: Buffers,
+        streams: Streams | None = None,
     ) -> None:
-        self._plan, self._sources, self._layers, self._buffers = plan, sources, layers, buffers
+        self.plan, self._sources, self._layers, self._buffers = plan, sources, layers, buffers
+        self._streams = streams
+        self._transfer: Transfer | None = None
+        self.dtype, self.device = like.dtype, like.device
+        self._precision = precision(like.device.type)
         self._sizes = [len(tokens) for tokens in plan.placement.tokens]
-        self._shape = (sum(self._sizes) + plan.placement.zero_row, hidden.shape[-1])
-        self._positions = plan.placement.positions.to(hidden.device)
-        block = self._shape[0] * self._shape[1]
-        fit = STAGE_BYTES // max(1, block * hidden.element_size())
-        self._at_once, self._buffer = self._borrow(max(1, min(len(layers.blocks), fit)), block, hidden)
+        self._shape = (sum(self._sizes) + plan.placement.zero_row, like.shape[-1])
+        self._positions = plan.placement.positions.to(like.device)
+        fit = STAGE_BYTES // max(1, self._elements(1) * like.element_size())
+        self._at_once, self._lent = self._borrow(max(1, min(len(layers.blocks), fit)))
         self._blocks = slice(0, 0)
 
     def add(self, block: str, hidden: Tensor) -> Tensor:
         """Return hidden states (B, T, D) plus the rows of their tokens before a block."""
         slot = self._layers.slots[block]
         if not self._blocks.start <= slot < self._blocks.stop:
-            self._gather(slot)
+            self.gather(slot)
+        if self._transfer is not None:
+            self._transfer.wait(slot - self._blocks.start)
         return add_staged(hidden, self._rows[slot - self._blocks.start], self._positions)
 
+    def fits(self, hidden: Tensor) -> bool:
+        """Whether the rows are what a call on these hidden states would gather."""
+        same = (self.dtype, self.device) == (hidden.dtype, hidden.device)
+        return same and self._precision == precision(hidden.device.type)
+
     def give_back(self) -> None:
-        """Let later calls use the memory."""
-        self._buffers.give_back(self._buffer)
+        """Let later calls use the memory, once what is computed now is done."""
+        self._buffers.give_back(self._lent.tensor, None if self._streams is None else self._streams.computed())
 
-    def _borrow(self, blocks: int, block: int, hidden: Tensor) -> tuple[int, Tensor]:
-        while True:
-            try:
-                return blocks, self._buffers.borrow(blocks * block, hidden.dtype, hidden.device)
-            except RuntimeError as error:  # torch's way to say that there is no memory, on the CPU too
-                if blocks == 1:
-                    raise
-                needed = format_bytes(blocks * block * hidden.element_size())
-                warnings.warn(
-                    f"expected {needed} of free memory for the rows of a batch, got '{str(error).splitlines()[0]}'; "
-                    f"fewer blocks' rows are gathered at a time, which is slower: use smaller batches",
-                    stacklevel=2,
-                )
-                blocks = blocks // 2
-
-    def _gather(self, first: int) -> None:
+    def gather(self, first: int = 0) -> None:
+        """Gather the rows of as many blocks as fit, from one on."""
         self._blocks = slice(first, min(first + self._at_once, len(self._layers.blocks)))
         count = self._blocks.stop - first
-        self._rows = self._buffer[: count * self._shape[0] * self._shape[1]].view(count, *self._shape)
-        start = 0
-        for group, size in enumerate(self._sizes):
-            self._fill(self._rows[:, start : start + size], group)
-            start += size
-        self._rows[:, start:].zero_()  # the row of examples without an adapter, if there are any
+        rows = self._lent.tensor[: self._elements(count)].view(count, *self._shape)
+        tables = [self._streams is not None and all(s.table is not None for s in sources) for sources in self._sources]
+        if self._streams is not None and any(tables):
+            self._copy(rows, tables, self._streams)
+        for group, copied in enumerate(tables):
+            if not copied:
+                self._fill(rows[:, self._columns(group)], group)
+        if self.plan.placement.zero_row:
+            rows[:, -1:].zero_()  # the row of examples without an adapter
+        self._rows = rows.unbind(0)
+
+    def _elements(self, blocks: int) -> int:
+        return blocks * self._shape[0] * self._shape[1]
+
+    def _columns(self, group: int) -> slice:
+        start = sum(self._sizes[:group])
+        return slice(start, start + self._sizes[group])
+
+    def _copy(self, rows: Tensor, tables: Sequence[bool], streams: Streams) -> None:
+        """Gather the rows of tables on the CPU and begin to copy them; wait where others have to go beside them."""
+        after = self._lent.after if not self._blocks.start else streams.computed()
+        pinned = self._buffers.borrow(rows.numel(), rows.dtype, CPU, rows.device.type != "cpu")
+        if pinned.after is not None:
+            pinned.after.synchronize()
+        host = pinned.tensor[: rows.numel()].view(rows.shape)
+        for group, copied in enumerate(tables):
+            if copied:
+                self._fill(host[:, self._columns(group)], group)
+        self._transfer = Transfer(streams, host, rows, after)
+        self._buffers.give_back(pinned.tensor, self._transfer.last, rows.device.type != "cpu")
+        if not all(tables) or self.plan.placement.zero_row:
+            streams.wait(self._transfer.last)
 
     def _fill(self, part: Tensor, group: int) -> None:
-        tokens = self._plan.placement.tokens[group]
-        embeddings = functools.partial(self._plan.embeddings, group)
+        tokens = self.plan.placement.tokens[group]
+        embeddings = functools.partial(self.plan.embeddings, group)
         sources = self._sources[group]
         if not sources:
             part.zero_()
@@ -91,3 +122,18 @@ class StagedRows:
             source.read(rows, tokens, embeddings, self._blocks)
             if number:
                 part += rows
+
+    def _borrow(self, blocks: int) -> tuple[int, Lent]:
+        while True:
+            try:
+                return blocks, self._buffers.borrow(self._elements(blocks), self.dtype, self.device)
+            except RuntimeError as error:  # torch's way to say that there is no memory, on the CPU too
+                if blocks == 1:
+                    raise
+                needed = format_bytes(self._elements(blocks) * self.dtype.itemsize)
+                warnings.warn(
+                    f"expected {needed} of free memory for the rows of a batch, got '{str(error).splitlines()[0]}'; "
+                    f"fewer blocks' rows are gathered at a time, which is slower: use smaller batches",
+                    stacklevel=2,
+                )
+                blocks = blocks // 2

@@ -83,7 +83,7 @@ def token_ids(ids: Tensor) -> Iterator[None]:
 def known_ids(embeddings: object, stack: nn.Module) -> Tensor | None:
     """Return the ids that an embedding of this stack's weights was given to produce this very tensor, or None."""
     note = getattr(embeddings, "_aot_token_ids", None)
-    embedding = input_embedding(stack)
+    embedding = None if note is None else input_embedding(stack)
     if note is None or embedding is None or note[1] is not embedding.weight:
         return None
     ids: Tensor = note[0]
