@@ -49,11 +49,13 @@ class Bottleneck(nn.Module):
             nn.init.normal_(self.w2, std=config.r**-0.5 / self.scale)
             nn.init.normal_(self.b2, std=0.1)
 
-    def bottleneck(self, inputs: Tensor) -> Tensor:
-        """Compute (..., D) from inputs (..., E)."""
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Turn inputs (..., E) into x: what does not depend on the factors, and so is the same for all blocks."""
         x = inputs.to(device=self.w1.device, dtype=self.w1.dtype)
-        if self.normalize:
-            x = unit_rows(x)
+        return unit_rows(x) if self.normalize else x
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Compute (..., D) from x (..., E)."""
         x = F.dropout(x, self.dropout, self.training)
         return fc_rows(x, self.w1, self.b1, self.scale * self.w2, self.b2, ACTIVATIONS[self.activation])
 
@@ -66,7 +68,7 @@ class FCRows(Bottleneck):
 
     def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Compute the rows (U, D) of tokens (U,) whose input embeddings are (U, E)."""
-        return self.bottleneck(embeddings)
+        return self.bottleneck(self.prepare(embeddings))
 
 
 class RandomRows(Bottleneck):
@@ -85,7 +87,7 @@ class RandomRows(Bottleneck):
     def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
         """Compute the rows (U, D) of tokens (U,); embeddings are not used."""
         table = random_embeddings(self.vocab_size, self.w1.shape[0], self.w1.device)
-        return self.bottleneck(table[token_ids.to(table.device)])
+        return self.bottleneck(self.prepare(table[token_ids.to(table.device)]))
 
 
 class HiddenBottleneck(Bottleneck):
@@ -96,7 +98,7 @@ class HiddenBottleneck(Bottleneck):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Compute from hidden states (..., D) what is added to them, (..., D)."""
-        return self.bottleneck(hidden)
+        return self.bottleneck(self.prepare(hidden))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # dynamo would trace the generator
