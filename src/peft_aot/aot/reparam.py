@@ -84,7 +84,7 @@ class RandomRows(Bottleneck):
         super().__init__(config, embedding_dim, width)
         self.vocab_size = _known_vocabulary(config)
 
-    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, embeddings: Tensor | None = None) -> Tensor:
         """Compute the rows (U, D) of tokens (U,); embeddings are not used."""
         table = random_embeddings(self.vocab_size, self.w1.shape[0], self.w1.device)
         return self.bottleneck(self.prepare(table[token_ids.to(table.device)]))
@@ -134,7 +134,7 @@ class ConstantRows(nn.Module):
         if not config.init_weights:
             nn.init.normal_(self.b2, std=0.1)
 
-    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, embeddings: Tensor | None = None) -> Tensor:
         """Compute the rows (U, D) of tokens (U,), of which only the number matters."""
         return self.b2.expand(len(token_ids), -1)
 
@@ -162,9 +162,10 @@ class KroneckerRows(nn.Module):
         if not config.init_weights:
             nn.init.normal_(self.w_r, std=1 / self.scale)
 
-    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, embeddings: Tensor | None = None) -> Tensor:
         """Compute the rows (U, D) of tokens (U,); embeddings are not used."""
-        rows = kronecker_rows(token_ids.to(self.w_l.device), self.w_l, self.w_m, self.scale * self.w_r)
+        # scaled where it is smallest
+        rows = kronecker_rows(token_ids.to(self.w_l.device), self.scale * self.w_l, self.w_m, self.w_r)
         return F.dropout(rows, self.dropout, self.training)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from peft_aot.backbone import input_embedding
 from peft_aot.tables.cache import RowCache
 
-from .reparam import HiddenBottleneck
+from .reparam import FCRows, HiddenBottleneck
 
 _NUMBERS = itertools.count()
 
@@ -79,11 +79,19 @@ class StackRows:
             rows[:, missing] = computed
 
     def _compute(self, rows: Tensor, adapter_name: str, tokens: Tensor, embeddings: Tensor) -> None:
+        inputs: dict[torch.device, Tensor] = {}
         for slot, modules in enumerate(self.modules):
-            if adapter_name in modules and not isinstance(modules[adapter_name], HiddenBottleneck):
-                rows[slot].copy_(modules[adapter_name](tokens, embeddings))
-            else:
+            if adapter_name not in modules or isinstance(modules[adapter_name], HiddenBottleneck):
                 rows[slot].zero_()
+                continue
+            module = modules[adapter_name]
+            if isinstance(module, FCRows):  # all blocks are fed the same
+                device = module.w1.device
+                if device not in inputs:
+                    inputs[device] = module.prepare(embeddings)
+                rows[slot].copy_(module.bottleneck(inputs[device]))
+            else:
+                rows[slot].copy_(module(tokens, embeddings))
 
     def _cache_for(self, rows: Tensor, adapter_name: str) -> RowCache | None:
         """Return the cache that `rows` may be read from and kept in, or None: on an accelerator copying costs more."""
