@@ -110,8 +110,9 @@ def markdown(rows: list[Row]) -> str:
         "",
         f"**AoT loses on bytes against LoRA, in every form and on every task**: {'; '.join(said)} what LoRA's "
         "factors of the same precision (of 16 bit for tables) take, at equal score or, where the goal was missed, at a "
-        "lower one. Scores were measured with factors of 32 bit and no table. A table is a copy of the factors for speed, which need not be stored or sent; it also "
-        "does not grow with the rank. MiniLM-L6; the goal is LoRA's best score less 1.0; heads are not counted.",
+        "lower one. Scores were measured with factors of 32 bit and no table. A table is a copy of the factors for "
+        "speed, which need not be stored or sent; it also does not grow with the rank. MiniLM-L6; the goal is LoRA's "
+        "best score less 1.0; heads are not counted.",
     ]
     return "\n".join(lines) + "\n"
 

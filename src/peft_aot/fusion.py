@@ -189,8 +189,9 @@ class _Inputs:
 def _row_function(module: nn.Module, embedding: nn.Embedding, inputs: _Inputs) -> RowFunction:
     def rows(token_ids: Tensor) -> Tensor:
         if isinstance(module, FCRows):
-            return module.bottleneck(inputs.of(token_ids, embedding, module))
-        computed: Tensor = module(token_ids, embed(embedding, token_ids))
+            computed: Tensor = module(token_ids, inputs.of(token_ids, embedding, module), prepared=True)
+        else:
+            computed = module(token_ids, embed(embedding, token_ids))
         return computed
 
     return rows

@@ -51,12 +51,12 @@ class Bottleneck(nn.Module):
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Turn inputs (..., E) into x: what does not depend on the factors, and so is the same for all blocks."""
-        x = inputs.to(device=self.w1.device, dtype=self.w1.dtype)
+        x = inputs.to(dtype=self.w1.dtype)
         return unit_rows(x) if self.normalize else x
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """Compute (..., D) from x (..., E)."""
-        x = F.dropout(x, self.dropout, self.training)
+        x = F.dropout(x.to(self.w1.device), self.dropout, self.training)
         return fc_rows(x, self.w1, self.b1, self.scale * self.w2, self.b2, ACTIVATIONS[self.activation])
 
 
@@ -66,9 +66,9 @@ class FCRows(Bottleneck):
     Dropout acts on the embedding, one mask per distinct token of the batch.
     """
 
-    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
-        """Compute the rows (U, D) of tokens (U,) whose input embeddings are (U, E)."""
-        return self.bottleneck(self.prepare(embeddings))
+    def forward(self, token_ids: Tensor, embeddings: Tensor, prepared: bool = False) -> Tensor:
+        """Compute the rows (U, D) of tokens (U,) whose input embeddings are (U, E), as they are or as x."""
+        return self.bottleneck(embeddings if prepared else self.prepare(embeddings))
 
 
 class RandomRows(Bottleneck):

@@ -79,17 +79,15 @@ class StackRows:
             rows[:, missing] = computed
 
     def _compute(self, rows: Tensor, adapter_name: str, tokens: Tensor, embeddings: Tensor) -> None:
-        inputs: dict[torch.device, Tensor] = {}
+        inputs: Tensor | None = None
         for slot, modules in enumerate(self.modules):
             if adapter_name not in modules or isinstance(modules[adapter_name], HiddenBottleneck):
                 rows[slot].zero_()
                 continue
             module = modules[adapter_name]
             if isinstance(module, FCRows):  # all blocks are fed the same
-                device = module.w1.device
-                if device not in inputs:
-                    inputs[device] = module.prepare(embeddings)
-                rows[slot].copy_(module.bottleneck(inputs[device]))
+                inputs = module.prepare(embeddings) if inputs is None else inputs
+                rows[slot].copy_(module(tokens, inputs, prepared=True))
             else:
                 rows[slot].copy_(module(tokens, embeddings))
 
