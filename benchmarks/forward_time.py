@@ -153,7 +153,7 @@ def check(found: dict[str, Candidate], ids: Tensor, names: list[str], tolerance:
             difference = float((mixed[row] - single).abs().max())
             if difference > tolerance or torch.equal(mixed[row], bare[row]):
                 raise RuntimeError(
-                    f"expected the answer of {names[row]} alone from {name}, got one {difference:.2g} off"
+                    f"expected the answer of {names[row]} alone from {name}, got it {difference:.2g} off"
                 )
 
 

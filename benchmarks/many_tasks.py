@@ -38,7 +38,7 @@ from _record import append
 from _tasks import aot_config, lora_config, save_tasks
 from peft_aot import TaskBank
 from peft_aot.demo.carriers import locate_backbone
-from peft_aot.demo.questions import QUESTIONS
+from peft_aot.demo.data import TASKS, Sizes, prepare, read_examples
 
 LOADED = (1, 8, 64, 256, 1024)
 BATCH, BUDGET, PEER_ADAPTERS, PEER_ROUNDS = 16, 256 * 2**20, 25, 12
@@ -96,9 +96,10 @@ class Lora:
 
 
 def sentences() -> list[str]:
-    """Real sentences: those of the demo, cut into the pieces that people type."""
-    found = [question.text for question in QUESTIONS]
-    return [" ".join(text.split()[start:]) for text in found for start in range(max(1, len(text.split()) - 4))]
+    """Real sentences: what people say to an assistant (SNIPS), as the demo finds them."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare(TASKS[0], Path(folder), Sizes())
+        return [example.text for example in read_examples(data.file("train"))]
 
 
 def draw(tasks: int, mix: str, rng: random.Random) -> list[str]:
@@ -165,20 +166,22 @@ def measure(mix: str, folders: list[Path], peers: list[Path], rounds: int) -> No
     console.print(f"{mix}: {BATCH} sentences per batch, {BUDGET >> 20} MiB for rows")
     for key, times in samples.items():
         p50, p95, p99 = (percentile(times, share) for share in (0.5, 0.95, 0.99))
-        console.print(
-            f"    {key:28s} p50 {p50:8.1f} ms   p95 {p95:8.1f}   p99 {p99:8.1f}   {BATCH * 1000 / p50:7.0f} texts/s"
-        )
+        rate = BATCH * 1000 / p50
+        console.print(f"    {key:28s} p50 {p50:8.1f} ms   p95 {p95:8.1f}   p99 {p99:8.1f}   {rate:7.0f} texts/s")
     ratio = percentile(samples["1024"], 0.95) / percentile(samples["8"], 0.95)
     console.print(f"    p95 at 1,024 tasks is {ratio:.2f} of p95 at 8")
     append(
         "many_tasks",
         {
-            "mix": mix, "batch": BATCH, "budget_bytes": BUDGET, "samples_ms": {k: [round(s, 3) for s in v] for k, v in samples.items()},
+            "mix": mix,
+            "batch": BATCH,
+            "budget_bytes": BUDGET,
+            "samples_ms": {key: [round(sample, 3) for sample in times] for key, times in samples.items()},
             "loaded_bytes": {str(tasks): model.loaded_bytes for tasks, model in models.items()},
             "factor_bytes": {str(tasks): model.bank.nbytes for tasks, model in models.items()},
             "cache": {str(tasks): hits(model) for tasks, model in models.items()},
         },
-    )  # fmt: skip
+    )
 
 
 def hits(model: Bank) -> dict[str, int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from peft_aot.aot.config import CANNOT_FUSE_HIDDEN, AoTConfig
-from peft_aot.aot.reparam import rows_from
+from peft_aot.aot.reparam import FCRows, rows_from
 from peft_aot.backbone import Block, embed, find_blocks, input_embedding, vocabulary_size
 from peft_aot.card import CARD_FILE
 from peft_aot.staging import finish
@@ -157,6 +157,7 @@ def row_functions(
     """
     blocks = find_blocks(backbone)
     functions = {}
+    inputs = _Inputs()
     for name in dict.fromkeys(block for block, _ in factors):
         block = _same_block(name, blocks)
         embedding = input_embedding(block.stack)
@@ -167,13 +168,33 @@ def row_functions(
                 f"{vocab_size} and {block.width}; pass the backbone this adapter was trained on"
             )
         own = {factor: tensor.float() for (owner, factor), tensor in factors.items() if owner == name}
-        functions[name] = _row_function(rows_from(config, embedding.embedding_dim, block.width, own), embedding)
+        module = rows_from(config, embedding.embedding_dim, block.width, own)
+        functions[name] = _row_function(module, embedding, inputs)
     return functions
 
 
-def _row_function(module: nn.Module, embedding: nn.Embedding) -> RowFunction:
+class _Inputs:
+    """What is computed from the embeddings of some tokens for the first block, kept for the blocks that follow."""
+
+    def __init__(self) -> None:
+        self._made_of: tuple[Tensor, nn.Embedding] | None = None
+        self._inputs = torch.empty(0)
+
+    def of(self, token_ids: Tensor, embedding: nn.Embedding, module: FCRows) -> Tensor:
+        """Return the inputs (U, E) of tokens (U,), which modules of one adapter on one embedding share."""
+        made_of = self._made_of
+        if made_of is None or made_of[0] is not token_ids or made_of[1] is not embedding:
+            self._inputs = module.prepare(embed(embedding, token_ids))
+            self._made_of = (token_ids, embedding)
+        return self._inputs
+
+
+def _row_function(module: nn.Module, embedding: nn.Embedding, inputs: _Inputs) -> RowFunction:
     def rows(token_ids: Tensor) -> Tensor:
-        computed: Tensor = module(token_ids, embed(embedding, token_ids))
+        if isinstance(module, FCRows):
+            computed: Tensor = module(token_ids, inputs.of(token_ids, embedding, module), prepared=True)
+        else:
+            computed = module(token_ids, embed(embedding, token_ids))
         return computed
 
     return rows

@@ -159,7 +159,7 @@ def add_rows(hidden: Tensor, rows: Sequence[Tensor], placement: Placement) -> Te
     if placement.zero_row:
         parts.append(hidden.new_zeros(1, hidden.shape[-1]))
     stacked = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return hidden + F.embedding(placement.positions.to(hidden.device), stacked)
+    return add_staged(hidden, stacked, placement.positions.to(hidden.device))
 
 
 def add_staged(hidden: Tensor, rows: Tensor, positions: Tensor) -> Tensor:

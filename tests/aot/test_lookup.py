@@ -26,9 +26,9 @@ class Counter:
         self.function = function
         self.calls: list[tuple[Any, ...]] = []
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.calls.append(args)
-        return self.function(*args)
+        return self.function(*args, **kwargs)
 
 
 def count_rows(model: nn.Module) -> list[Counter]:

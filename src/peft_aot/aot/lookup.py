@@ -29,9 +29,9 @@ from .banked import BankedTask
 from .placement import Placement
 from .plan import Asked, Plan, ask, check_ids, group_examples, make_plan
 from .prefetch import Prefetched, current
-from .reparam import HiddenBottleneck
+from .reparam import FCRows, HiddenBottleneck
 from .source_rows import TaskRows
-from .stack_rows import StackRows, State
+from .stack_rows import StackRows, State, precision
 from .stage import Buffers
 from .staged_rows import StagedRows
 from .token_ids import StackCall, current_call
@@ -267,17 +267,9 @@ class Lookup:
             return
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=2)
 
-    def _embeddings(self, call: StackCall, plan: Plan, group: int) -> Tensor:
-        key = ("embeddings", plan.asked.groups, group)
-        found: Tensor | None = call.memo.get(key)
-        if found is None:
-            found = call.memo[key] = plan.embeddings(group)
-        return found
-
     def _group_rows(
         self, call: StackCall, plan: Plan, group: int, block: str, rows: nn.ModuleDict, hidden: Tensor
     ) -> Tensor:
-        tokens, embeddings = plan.placement.tokens[group], self._embeddings(call, plan, group)
         total: Tensor | None = None
         for name in plan.asked.groups[group]:
             if name in plan.asked.banked:
@@ -287,20 +279,14 @@ class Lookup:
                 )
             if name not in rows or isinstance(rows[name], HiddenBottleneck):  # this adapter has no rows for this block
                 continue
-            part = self._adapter_rows(call, (plan.asked.groups, group), name, block, rows[name], tokens, embeddings)
+            part = self._adapter_rows(call, plan, group, name, block, rows[name])
             total = part if total is None else total + part.to(total.device)
-        return hidden.new_zeros(len(tokens), hidden.shape[-1]) if total is None else total
+        return hidden.new_zeros(len(plan.placement.tokens[group]), hidden.shape[-1]) if total is None else total
 
     def _adapter_rows(
-        self,
-        call: StackCall,
-        key: object,
-        name: str,
-        block: str,
-        module: nn.Module,
-        tokens: Tensor,
-        embeddings: Tensor,
+        self, call: StackCall, plan: Plan, group: int, name: str, block: str, module: nn.Module
     ) -> Tensor:
+        key, tokens = (plan.asked.groups, group), plan.placement.tokens[group]
         table = self._usable_table(call, name)
         slot = None if table is None else table.layer_slot(block)
         read = call.memo.get((key, name))
@@ -310,15 +296,36 @@ class Lookup:
             except TableChanged as error:
                 self._let_go(name, table, error)
         if table is None or slot is None or read is None:
-            computed: Tensor = module(tokens, embeddings)
-            return computed
+            return self._computed(call, plan, group, module)
         values: Tensor = read[:, slot]
         missing = table.missing(tokens)
         if missing is not None and bool(missing.any()):
             values = values.clone()
             where = missing.to(tokens.device)
-            values[missing] = module(tokens[where], embeddings[where]).to(values)
+            values[missing] = module(tokens[where], plan.embeddings(group)[where]).to(values)
         return values
+
+    def _computed(self, call: StackCall, plan: Plan, group: int, module: nn.Module) -> Tensor:
+        """Compute rows; what all blocks' factors are fed is made once per call, and kept once for the backward."""
+        tokens = plan.placement.tokens[group]
+        if isinstance(module, FCRows):
+            computed: Tensor = module(tokens, self._inputs(call, plan, group, module), prepared=True)
+        else:
+            computed = module(tokens)
+        return computed
+
+    def _inputs(self, call: StackCall, plan: Plan, group: int, module: FCRows) -> Tensor:
+        if torch.compiler.is_compiling():
+            return module.prepare(plan.embeddings(group))
+        key = ("inputs", plan.asked.groups, group, module.normalize, module.w1.dtype)
+        inputs: Tensor | None = call.memo.get(key)
+        if inputs is None:
+            inputs = module.prepare(plan.embeddings(group))
+            autocast = precision(inputs.device.type)
+            if inputs.dtype == torch.float32 and autocast is not None and not module.dropout:
+                inputs = inputs.to(autocast)  # as each product would, and keep, on its own
+            call.memo[key] = inputs
+        return inputs
 
     def _usable_table(self, call: StackCall, name: str) -> Table | None:
         table = self.tables.get(name)

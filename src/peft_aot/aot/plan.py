@@ -49,7 +49,7 @@ class Plan:
     placement: Placement
 
     def embeddings(self, group: int) -> Tensor:
-        """Return the backbone's embeddings (U_g, E) of the tokens of a group."""
+        """Return the backbone's embeddings (U_g, E) of a group's tokens: anew each time, as most need them once."""
         # `forward`, not a call: hooks on the embedding would take this look-up for the model's own
         tokens = self.placement.tokens[group].to(self.asked.ids.device)
         return self.asked.embedding.forward(tokens).detach()

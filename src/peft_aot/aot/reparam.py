@@ -49,12 +49,14 @@ class Bottleneck(nn.Module):
             nn.init.normal_(self.w2, std=config.r**-0.5 / self.scale)
             nn.init.normal_(self.b2, std=0.1)
 
-    def bottleneck(self, inputs: Tensor) -> Tensor:
-        """Compute (..., D) from inputs (..., E)."""
-        x = inputs.to(device=self.w1.device, dtype=self.w1.dtype)
-        if self.normalize:
-            x = unit_rows(x)
-        x = F.dropout(x, self.dropout, self.training)
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """Turn inputs (..., E) into x: what does not depend on the factors, and so is the same for all blocks."""
+        x = inputs.to(dtype=self.w1.dtype)
+        return unit_rows(x) if self.normalize else x
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Compute (..., D) from x (..., E)."""
+        x = F.dropout(x.to(self.w1.device), self.dropout, self.training)
         return fc_rows(x, self.w1, self.b1, self.scale * self.w2, self.b2, ACTIVATIONS[self.activation])
 
 
@@ -64,9 +66,9 @@ class FCRows(Bottleneck):
     Dropout acts on the embedding, one mask per distinct token of the batch.
     """
 
-    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
-        """Compute the rows (U, D) of tokens (U,) whose input embeddings are (U, E)."""
-        return self.bottleneck(embeddings)
+    def forward(self, token_ids: Tensor, embeddings: Tensor, prepared: bool = False) -> Tensor:
+        """Compute the rows (U, D) of tokens (U,) whose input embeddings are (U, E), as they are or as x."""
+        return self.bottleneck(embeddings if prepared else self.prepare(embeddings))
 
 
 class RandomRows(Bottleneck):
@@ -82,10 +84,10 @@ class RandomRows(Bottleneck):
         super().__init__(config, embedding_dim, width)
         self.vocab_size = _known_vocabulary(config)
 
-    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, embeddings: Tensor | None = None) -> Tensor:
         """Compute the rows (U, D) of tokens (U,); embeddings are not used."""
         table = random_embeddings(self.vocab_size, self.w1.shape[0], self.w1.device)
-        return self.bottleneck(table[token_ids.to(table.device)])
+        return self.bottleneck(self.prepare(table[token_ids.to(table.device)]))
 
 
 class HiddenBottleneck(Bottleneck):
@@ -96,7 +98,7 @@ class HiddenBottleneck(Bottleneck):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Compute from hidden states (..., D) what is added to them, (..., D)."""
-        return self.bottleneck(hidden)
+        return self.bottleneck(self.prepare(hidden))
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # dynamo would trace the generator
@@ -132,7 +134,7 @@ class ConstantRows(nn.Module):
         if not config.init_weights:
             nn.init.normal_(self.b2, std=0.1)
 
-    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, embeddings: Tensor | None = None) -> Tensor:
         """Compute the rows (U, D) of tokens (U,), of which only the number matters."""
         return self.b2.expand(len(token_ids), -1)
 
@@ -160,9 +162,10 @@ class KroneckerRows(nn.Module):
         if not config.init_weights:
             nn.init.normal_(self.w_r, std=1 / self.scale)
 
-    def forward(self, token_ids: Tensor, embeddings: Tensor) -> Tensor:
+    def forward(self, token_ids: Tensor, embeddings: Tensor | None = None) -> Tensor:
         """Compute the rows (U, D) of tokens (U,); embeddings are not used."""
-        rows = kronecker_rows(token_ids.to(self.w_l.device), self.w_l, self.w_m, self.scale * self.w_r)
+        # scaled where it is smallest
+        rows = kronecker_rows(token_ids.to(self.w_l.device), self.scale * self.w_l, self.w_m, self.w_r)
         return F.dropout(rows, self.dropout, self.training)
 
 

@@ -87,23 +87,14 @@ def write_table(
 def _write(
     file: BinaryIO, header: TableHeader, rows: Mapping[str, RowFunction], token_ids: Tensor | None, progress: bool
 ) -> None:
-    chunk = max(1, CHUNK_BYTES // (len(header.layers) * header.hidden_size * 4))
     scales: list[Tensor] = []
     file.write(header.encode())
     bar = tqdm(total=header.tokens, desc=f"fusing {TABLE_FILE}", unit="tok", disable=not progress, leave=False)
-    with bar, torch.no_grad():
-        for start in range(0, header.tokens, chunk):
-            stop = min(start + chunk, header.tokens)
-            ids = torch.arange(start, stop) if token_ids is None else token_ids[start:stop]
-            values = _rows_of(ids, header, rows)
-            scale: Tensor | None = None
-            if header.dtype == "int8":
-                values, scale = quantize(values)
-                scales.append(scale)
-            encoded = values.to(ROW_DTYPES[header.dtype])
-            _refuse_overflow(encoded if scale is None else scale, values, header.dtype)
+    with bar:
+        for encoded, scale in encoded_chunks(header, rows, token_ids):
+            scales += [] if scale is None else [scale]
             file.write(_raw(encoded))
-            bar.update(stop - start)
+            bar.update(len(encoded))
     for scale in scales:
         file.write(_raw(scale))
     if token_ids is not None and not header.complete:
@@ -132,11 +123,49 @@ def _room_for(header: TableHeader, folder: Path) -> Iterator[None]:
         ) from error
 
 
+def encoded_chunks(
+    header: TableHeader, rows: Mapping[str, RowFunction], token_ids: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Compute the rows of a table, as they are stored, some tokens at a time.
+
+    Args:
+        header: The table's description.
+        rows: For each layer the function that computes its rows; all are given the same tensor of ids in turn.
+        token_ids: (V_kept,) int64 ascending: the tokens to keep, if not all.
+
+    Yields:
+        (rows (U, L, D), with int8 their scales (U, L) or else None); the rows are overwritten by those that follow.
+
+    Raises:
+        ValueError: Rows that are not finite, or too large for the dtype.
+    """
+    width = len(header.layers) * header.hidden_size
+    size = min(header.tokens, max(1, CHUNK_BYTES // (width * 4)))
+    rows_dtype = ROW_DTYPES[header.dtype]
+    encoded = torch.empty(size, len(header.layers), header.hidden_size, dtype=rows_dtype)
+    scales = torch.empty(size, len(header.layers), dtype=torch.float16)
+    for start in range(0, header.tokens, size):
+        stop = min(start + size, header.tokens)
+        ids = torch.arange(start, stop) if token_ids is None else token_ids[start:stop]
+        part = encoded[: stop - start]
+        for slot, name in enumerate(header.layers):  # a layer at a time, while its rows are in the processor's cache
+            with torch.no_grad():
+                values = rows[name](ids).float().cpu()
+                if header.dtype == "int8":
+                    quantized, scales[: stop - start, slot] = quantize(values)
+                    _refuse_overflow(scales[: stop - start, slot], values, header.dtype)
+                    part[:, slot] = quantized
+                else:
+                    _refuse_overflow(torch.stack(torch.aminmax(values)).to(rows_dtype), values, header.dtype)
+                    part[:, slot] = values
+        yield part, scales[: stop - start].clone() if header.dtype == "int8" else None
+
+
 def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize rows (U, L, D) to int8 with one float16 scale per (token, layer).
+    """Quantize rows (..., D) to int8 with one float16 scale for each.
 
     Returns:
-        (rows as int8, scales (U, L) float16) such that `rows * scales` is within half a scale of the input.
+        (rows as int8, scales (...) float16) such that `rows * scales` is within half a scale of the input.
     """
     scales = (rows.abs().amax(dim=-1) / 127).to(torch.float16)
     # float16 rounds a scale down as often as up: step to the next one up rather than clip the largest value
@@ -151,7 +180,7 @@ def _rows_of(ids: Tensor, header: TableHeader, rows: Mapping[str, RowFunction]) 
 
 
 def _refuse_overflow(encoded: Tensor, values: Tensor, dtype: str) -> None:
-    if encoded.is_floating_point() and not bool(torch.isfinite(encoded).all()):
+    if not bool(torch.isfinite(encoded).all()):
         raise ValueError(
             f"expected rows that {dtype} can hold, got values up to {float(values.abs().max()):g}; fuse with "
             f"dtype='float32', or look into the training if they are not finite at all"
