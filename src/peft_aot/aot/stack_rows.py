@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from peft_aot.backbone import input_embedding
 from peft_aot.tables.cache import RowCache
 
 from .reparam import HiddenBottleneck
-from .stacked import StackedFactors
+from .stacked import OffloadedFactors, StackedFactors
 
 _NUMBERS = itertools.count()
 
@@ -102,9 +102,11 @@ class StackRows:
         made_of = self.state_of(adapter_name).versions, now[0].dtype if now else None
         known = self._stacked.get(adapter_name)
         if known is None or known[0] != made_of:
-            rows = [None if isinstance(module, HiddenBottleneck) else module for module in modules]
+            rows: list[Any] = [None if isinstance(module, HiddenBottleneck) else module for module in modules]
+            offloaded = any(parameter.device.type == "meta" for parameter in now)
+            factors = OffloadedFactors(rows) if offloaded else StackedFactors(rows)
             # with the tensors themselves, so that no others can take over their identity
-            known = self._stacked[adapter_name] = made_of, StackedFactors(rows), now  # type: ignore[arg-type]
+            known = self._stacked[adapter_name] = made_of, factors, now
         return known[1]
 
     def read(self, rows: Tensor, factors: StackedFactors, tokens: Tensor, embeddings: Tensor, blocks: slice) -> None:

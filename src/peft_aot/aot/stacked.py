@@ -98,6 +98,25 @@ class StackedFactors:
         )
 
 
+class OffloadedFactors(StackedFactors):
+    """Factors that are on the "meta" device until accelerate brings them for the module they belong to, as it runs."""
+
+    def __init__(self, modules: Sequence[RowsModule | None]) -> None:
+        super().__init__([None] * len(modules))
+        self._modules = modules
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Their number format, or None if there are none."""
+        parameters = (p for module in self._modules if module is not None for p in module.parameters())
+        return next((parameter.dtype for parameter in parameters), None)
+
+    def compute(self, rows: Tensor, tokens: Tensor, embeddings: Tensor, blocks: slice = ALL) -> None:
+        """Write rows, block by block; see `StackedFactors`."""
+        for row, module in zip(rows, self._modules[blocks], strict=True):
+            row.copy_(module(tokens, embeddings)) if module is not None else row.zero_()
+
+
 def _stack(parts: Sequence[RowsModule]) -> Mapping[str, Tensor]:
     """Return the factors of all blocks, those that are scaled already multiplied by their scale."""
     names = [name for name, _ in parts[0].named_parameters()] if parts else []
