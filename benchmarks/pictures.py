@@ -2,7 +2,8 @@
 
     python benchmarks/pictures.py
 
-Nothing is measured here. It writes docs/images/bench-*.png and results/benchmarks.md, which the page quotes.
+Nothing is measured here. It writes docs/images/bench-*.png and, in the page, what stands between `<!-- NAME -->` and
+`<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from peft_aot.compare.report.styles import COLOURS, GRID, INK, QUIET
 matplotlib.use("Agg")
 RESULTS = Path(__file__).parent / "results"
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 SHOWN = {
     "AoT ram": (COLOURS[0], "o"),
     "AoT mmap": (COLOURS[2], "s"),
@@ -171,11 +173,39 @@ def draw_new() -> str:
     return "\n".join(rows)
 
 
+def training() -> str:
+    """Return the table of a training step's time and memory."""
+    newest: dict[tuple[str, str, int, int], dict[str, Any]] = {}
+    for line in lines("training_step"):
+        newest[(line["backbone"], line["precision"], *line["batch"])] = line["methods"]
+    head = "| backbone | precision | texts x tokens | method | time / LoRA q,v | memory / LoRA q,v |"
+    rows = [head, f"|{'---|' * 4}---:|---:|"]
+    for (backbone, precision, batch, length), methods in newest.items():
+        for method, found in methods.items():
+            time, memory = found["time_to_lora"], found["memory_to_lora"]
+            rows.append(f"| {backbone} | {precision} | {batch} x {length} | {method} | {time:.2f} | {memory:.2f} |")
+    return "\n".join(rows) if newest else ""
+
+
+def cold() -> str:
+    """Return the table of cold reads."""
+    found = lines("cold_table")
+    rows = ["| file | read of 64 cold tokens, median | quartiles |", "|---|---:|---:|"]
+    for name, times in (found[-1]["milliseconds"] if found else {}).items():
+        low, middle, high = statistics.quantiles(times, n=4)
+        rows.append(f"| {name} | {middle:.1f} ms | {low:.1f}-{high:.1f} |")
+    return "\n".join(rows) if found else ""
+
+
 def main() -> None:
     """Draw everything there are results for."""
-    parts = {"Forward time": draw_forward(), "Many tasks": draw_many(), "A new task": draw_new()}
-    text = "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items() if table)
-    (RESULTS / "benchmarks.md").write_text(text + "\n", encoding="utf-8")
+    parts = {"forward": draw_forward(), "many": draw_many(), "new": draw_new(), "training": training(), "cold": cold()}
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in parts.items():
+        head, marker, rest = text.partition(f"<!-- {name} -->")
+        if marker and table:
+            text = f"{head}{marker}\n\n{table}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
