@@ -205,7 +205,7 @@ class RoutedHead(ModulesToSaveWrapper):
     def _head(self, tasks: Tasks, name: str) -> nn.Module:
         if name in tasks.banked:
             task: TaskHeads = tasks.banked[name]
-            return task.heads.get(self.path, self.original_module)
+            return _moved(task.heads.get(self.path, self.original_module), self.original_module)
         return self.modules_to_save._modules.get(name) or self.original_module
 
     def unload_and_optionally_merge_module(
@@ -219,6 +219,14 @@ class RoutedHead(ModulesToSaveWrapper):
             return head
         original: nn.Module = self.original_module
         return original
+
+
+def _moved(head: nn.Module, like: nn.Module) -> nn.Module:
+    """Move a head, in place, to the device and number format of the model's own, which is moved with the model."""
+    there, own = next(head.parameters(), None), next(like.parameters(), None)
+    if there is None or own is None or own.device.type == "meta":
+        return head
+    return head if (there.device, there.dtype) == (own.device, own.dtype) else head.to(own.device, own.dtype)
 
 
 def _widen(logits: Tensor, width: int) -> Tensor:

@@ -46,6 +46,7 @@ class TaskTuner(StoredTuner):
     Attributes:
         config_cls: The class of its configurations.
         cannot_mix: Why its adapters cannot be mixed in one batch, for methods where they cannot.
+        injections: How many adapters were injected so far.
         banked: Tasks beside the adapters, by name; never changed, but replaced by another mapping.
     """
 
@@ -66,7 +67,7 @@ class TaskTuner(StoredTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         super()._pre_injection_hook(model, config, adapter_name)
         self._row_hooks: list[RemovableHandle] = []
-        self._injections, self._routed_after = 0, -1  # adapters injected so far; and when heads were routed
+        self.injections, self._routed_after = 0, -1  # adapters injected so far; and when heads were routed
         self._notes_rows = False  # a flag of its own, since torch.compile cannot look at handles
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,7 +106,7 @@ class TaskTuner(StoredTuner):
 
     def _prepare_mixed_batches(self) -> None:
         """Do before a mixed batch what is needed once; doing it again changes nothing."""
-        injections = self._injections
+        injections = self.injections
         if self._routed_after != injections:  # here, since PEFT adds some heads only after it has injected the adapter
             heads = route_heads(self.model, self)
             expected = [name for name, config in self.peft_config.items() if getattr(config, "modules_to_save", None)]
@@ -153,7 +154,7 @@ class TaskTuner(StoredTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to the backbone; see PEFT. Of one that cannot be added beside others nothing stays."""
         active = self.active_adapter
-        self._injections += 1
+        self.injections += 1
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:

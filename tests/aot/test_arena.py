@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from backbones import build, inputs, output
 from models import adapted
-from peft_aot import TaskBank, fuse
+from peft_aot import TaskBank, fuse, token_ids
 from peft_aot.aot.arena import Arena, Residents
 from peft_aot.aot.placement import NAMES, Placement, choose_placement
 from peft_aot.ops import add_quantized
@@ -209,9 +209,10 @@ def test_what_a_choice_means(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("peft_aot.aot.placement.free_memory", lambda device: 4000 if device == CPU else 8000)
     assert choose_placement("auto", None, 100, CPU) == Placement("auto", None)
     assert choose_placement("auto", "auto", 100, CPU) == Placement("auto", 1000)
-    assert choose_placement("auto", None, 100, CUDA) == Placement("auto", 2000)
+    assert choose_placement("auto", None, 100, CUDA) == Placement("auto", None)
+    assert choose_placement("device", "auto", 100, CUDA) == Placement("device", 2000)
     assert choose_placement("staged", "auto", 100, CUDA) == Placement("staged", 1000)
-    assert choose_placement("ram", None, 100, CPU) == Placement("ram", 1000)
+    assert choose_placement("ram", "auto", 100, CPU) == Placement("ram", 1000)
     kept = {(name, device.type) for name in NAMES for device in (CPU, CUDA) if Placement(name).keeps_tables(device)}
     assert kept == {("ram", "cpu"), ("device", "cpu"), ("device", "cuda"), ("auto", "cuda")}
     staged = {(name, device.type) for name in NAMES for device in (CPU, CUDA) if Placement(name).stages(device)}
@@ -308,3 +309,66 @@ def test_residents_without_room_hold_nothing(saved: dict[str, Path]) -> None:
     residents = Residents(100)
     for table in lookup.tables.values():
         assert residents.place(table, lookup.stacks[0], torch.float32, CPU) is None
+
+
+def test_a_budget_of_so_many_tables_holds_so_many(saved: dict[str, Path]) -> None:
+    lookup = loaded(saved).base_model.lookup
+    for count in range(1, 13):
+        arena, limit = Arena(lookup.stacks[0], torch.float32, CPU), (count * 120 + 1) * 2 * 32 * 4
+        held = [arena.copy_in(lookup.tables["one"], limit) for _ in range(count + 1)]
+        assert [place is None for place in held] == [False] * count + [True]
+
+
+def test_no_budget_is_a_share_of_what_is_free_when_the_first_table_comes(
+    saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Placement, "keeps_tables", lambda self, device: True)  # as on an accelerator
+    monkeypatch.setattr("peft_aot.aot.arena.free_memory", lambda device: 4 * (2 * TABLE + 300))
+    model = loaded(saved)
+    run(model, ["one"] * 4)
+    residents = model.base_model.lookup._residents
+    assert residents.budget == 2 * TABLE + 300 and residents.nbytes > TABLE
+
+
+def test_blocks_that_are_wrapped_later(saved: dict[str, Path], tmp_path: Path) -> None:
+    adapted("bert", seed=8, layers_to_transform=[0]).save_pretrained(tmp_path / "first", fuse=True)
+    order = {"first": tmp_path / "first", "one": saved["one"], "part": saved["part"]}
+    names = ["first", "one", "part", "task"]
+
+    def served(placement: str, in_turn: bool) -> Tensor:
+        model = loaded({"first": order["first"]}, table_placement=placement)
+        TaskBank(model).add("task", order["first"])
+        if in_turn:
+            run(model, ["first", "task"] * 2)
+        for name in ("one", "part"):
+            model.load_adapter(str(order[name]), adapter_name=name)
+        model.set_adapter("one")
+        return run(model.eval(), names)
+
+    expected = run(loaded({**order, "task": order["first"]}), names)
+    for placement in ("mmap", "ram"):
+        for in_turn in (True, False):
+            assert torch.equal(served(placement, in_turn), expected)
+    exact = run(loaded({**order, "task": order["first"]}, use_table=False), names)
+    torch.testing.assert_close(served("factors", True), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_another_format_takes_the_place_of_the_one_before(saved: dict[str, Path]) -> None:
+    model = loaded({"one": saved["one"]}, table_placement="ram", memory_budget=TABLE * 5 // 4)
+    run(model, ["one"] * 4)
+    model.to(torch.bfloat16)
+    expected = run(loaded({"one": saved["one"]}, torch.bfloat16), ["one"] * 4)
+    assert torch.equal(run(model, ["one"] * 4), expected)
+    (arena,) = model.base_model.lookup._residents._arenas.values()
+    assert arena.rows.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("placement", ["mmap", "ram", "factors"])
+@pytest.mark.parametrize("wrong", [-1, 120])
+def test_stated_ids_outside_the_vocabulary_are_refused(placement: str, wrong: int, saved: dict[str, Path]) -> None:
+    model = loaded(saved, table_placement=placement)
+    embeddings = torch.randn(4, 3, 32)
+    for names in (["one"] * 4, ["one", "two", "one", "two"]):
+        for ids in (torch.tensor([[5, 6, wrong]] * 4), torch.tensor([[wrong, 6, 7]] * 4)):
+            with pytest.raises(IndexError, match=r"expected token ids in \[0, 120\)"), token_ids(ids):
+                run(model, names, {"inputs_embeds": embeddings})

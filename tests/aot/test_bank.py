@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from backbones import build, inputs, output
 from models import adapted
-from peft_aot import TaskBank
+from peft_aot import AoTConfig, TaskBank
 
 BATCH = inputs("bert", "SEQ_CLS", batch=6)
 
@@ -280,3 +280,79 @@ def test_many_threads_never_see_each_others_rows(budget: int | None, saved: dict
         changing.result()
     assert not wrong, wrong[0]
     assert sum(counts) > 300
+
+
+def test_beside_an_adapter_that_is_no_lookup(saved: dict[str, Path], tmp_path: Path) -> None:
+    save(tmp_path / "hidden", seed=9, bottleneck_input="hidden")
+    expected_model, (model, _) = plain(saved), banked(saved)
+    model.load_adapter(str(tmp_path / "hidden"), adapter_name="hidden")
+    model.eval()
+    found = run(model, BATCH, ["hidden", "fc", "kron", "hidden", "__base__", "wide"])
+    expected = run(expected_model, BATCH, ["fc", "fc", "kron", "fc", "__base__", "wide"])
+    for row in (1, 2, 4, 5):
+        torch.testing.assert_close(found[row], expected[row], rtol=1e-5, atol=1e-5)
+
+
+def test_tasks_outlive_the_adapters_that_wrapped_their_blocks(saved: dict[str, Path]) -> None:
+    model, bank = banked(saved)
+    names = ["fc", "kron", "wide", "fused", "part", "fc"]
+    expected = run(model, BATCH, names)
+    model.load_adapter(str(saved["part"]), adapter_name="second")
+    model.set_adapter("second")
+    model.delete_adapter("first")
+    model.eval()
+    torch.testing.assert_close(run(model, BATCH, names), expected, rtol=1e-5, atol=1e-5)
+    bank.add("more", saved["fc"])
+    torch.testing.assert_close(run(model, BATCH, ["more", *names[1:]]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_a_pickled_model_are_not_taken_for_those_of_others(saved: dict[str, Path]) -> None:
+    model, bank = banked(saved)
+    model.set_table_placement("mmap", 2**20)
+    run(model, BATCH, ["fc"] * 6)
+    copied = pickle.loads(pickle.dumps(model))
+    tasks = [task for m in (model, copied) for task in TaskBank(m).tasks.values()]
+    numbers = [factors.number for task in tasks for factors in task.factors.values()]
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_model_in_half_precision(later: bool, saved: dict[str, Path]) -> None:
+    model = PeftModel.from_pretrained(
+        build("bert").to(torch.float32 if later else torch.bfloat16), saved["fc"], "first"
+    )
+    bank = TaskBank(model.eval())
+    bank.add("wide", saved["wide"])
+    reference = PeftModel.from_pretrained(build("bert").to(torch.bfloat16), saved["wide"], adapter_name="wide").eval()
+    if later:
+        run(model, BATCH, ["wide"] * 6)
+        model.to(torch.bfloat16)
+    found, expected = run(model, BATCH, ["wide"] * 6), run(reference, BATCH, ["wide"] * 6)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=5e-2, atol=5e-2)
+
+
+def test_heads_that_come_after_the_bank(saved: dict[str, Path], tmp_path: Path) -> None:
+    """A bank made while the model's only adapter had no head takes tasks that bring one, once an adapter has."""
+    torch.manual_seed(0)
+    model = get_peft_model(build("bert"), AoTConfig(task_type="FEATURE_EXTRACTION", r=2)).eval()
+    bank = TaskBank(model)
+    with pytest.raises(ValueError, match=r"expected heads among \[\]"):
+        bank.add("wide", saved["wide"])
+    model.load_adapter(str(saved["wide"]), adapter_name="second")
+    bank.add("wide", saved["wide"])
+    model.eval()
+    mixed = {name: value[:2] for name, value in BATCH.items()}
+    with torch.no_grad():
+        found = model(**{**mixed, "input_ids": mixed["input_ids"][:1].repeat(2, 1)}, adapter_names=["second", "wide"])
+    torch.testing.assert_close(found.logits[0], found.logits[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_table_that_was_replaced_since_a_model_was_pickled(saved: dict[str, Path]) -> None:
+    model, _ = banked(saved)
+    expected = run(model, BATCH, ["fused"] * 6)
+    pickled = pickle.dumps(model)
+    save(saved["fused"], seed=77, fuse_on_save=True)
+    with pytest.warns(UserWarning, match="stale.*the factors are used"):
+        copied = pickle.loads(pickled)
+    torch.testing.assert_close(run(copied, BATCH, ["fused"] * 6), expected, rtol=2e-3, atol=2e-3)

@@ -256,3 +256,41 @@ def test_cuda_streams_copy_and_wait() -> None:
         sums.append(target[block].sum())
     assert torch.equal(torch.stack(sums).cpu(), torch.stack([target[b].sum() for b in range(7)]).cpu())
     assert torch.equal(target.cpu(), source)
+
+
+def test_a_buffer_of_ids_that_is_used_again(saved: dict[str, Path]) -> None:
+    model = loaded(saved, "mmap")
+    buffer, names = BATCH["input_ids"].clone(), ["one"] * 4
+    handle = model.prefetch(buffer, names)
+    buffer.copy_(BATCH["input_ids"].flip(0))
+    with pytest.raises(ValueError, match="expected the input_ids that were prefetched"):
+        run(model, names, {"input_ids": buffer}, prefetched=handle)
+    buffer.copy_(BATCH["input_ids"])
+    expected = run(model, names, {"input_ids": buffer})
+    assert torch.equal(run(model, names, {"input_ids": buffer}, prefetched=handle), expected)
+
+
+def test_while_an_adapter_of_some_blocks_is_active(saved: dict[str, Path], tmp_path: Path) -> None:
+    adapted("bert", seed=5, layers_to_transform=[0]).save_pretrained(tmp_path / "first")
+    model = loaded(saved, "mmap")
+    model.load_adapter(str(tmp_path / "first"), adapter_name="first")
+    expected = run(model, ["one"] * 4)
+    model.set_adapter("first")
+    handle = model.prefetch(BATCH["input_ids"], ["one"] * 4)
+    assert torch.equal(run(model, ["one"] * 4, prefetched=handle), expected)
+    unmixed = model.prefetch(BATCH["input_ids"])
+    assert torch.equal(run(model, None, prefetched=unmixed), run(model, None))
+
+
+def test_another_adapter_became_active_since(saved: dict[str, Path]) -> None:
+    model = loaded(saved, "mmap")
+    handle = model.prefetch(BATCH["input_ids"])
+    model.set_adapter("two")
+    expected = run(model, None)
+    assert torch.equal(run(model, None, prefetched=handle), expected)
+
+
+@pytest.mark.parametrize("ids", [[[5, 6]], torch.tensor([5, 6]), torch.tensor([[0.5]])])
+def test_what_is_no_batch_of_ids_is_refused(ids: Any, saved: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"expected token ids as an integer tensor of shape \(B, T\), got"):
+        loaded(saved, "mmap").prefetch(ids)

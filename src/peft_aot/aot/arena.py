@@ -13,6 +13,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from peft_aot.ops import add_quantized, add_staged
 from peft_aot.sizes import format_bytes
 from peft_aot.tables import Table
 
+from .placement import AUTO_SHARE, free_memory
 from .plan import Asked
 from .stack_rows import StackRows
 
@@ -89,6 +91,8 @@ class Arena:
             for block, slot in enumerate(slots):
                 if slot is None:  # a block to which the task adds nothing
                     self.rows[block, place] = 0
+                    if scales is not None:
+                        self.scales[block, place] = 0
                 else:
                     self.rows[block, place] = values[:, slot].to(self.rows.device, self.rows.dtype)
                     if scales is not None:
@@ -112,6 +116,7 @@ class Arena:
 
     def _grow(self, size: int, limit: int) -> tuple[int, int] | None:
         blocks, present, width = self.rows.shape
+        size -= next((free for start, free in self._free if start + free == present), 0)  # what is free at the end
         row = blocks * (width * self.rows.element_size() + (2 if self.quantized else 0))
         most = limit // row
         if present + size > most:
@@ -140,21 +145,37 @@ def _merged(free: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
+class Key(NamedTuple):
+    """What tables in one arena have in common.
+
+    Attributes:
+        stack: Identity of the stack.
+        blocks: How many of its blocks are wrapped.
+        dtype: Number format of the rows.
+        device: Where they are.
+    """
+
+    stack: int
+    blocks: int
+    dtype: torch.dtype
+    device: torch.device
+
+
 class Residents:
     """The tables that are in arenas, under one budget; safe to use from several threads.
 
     Args:
-        budget: Bytes for all arenas together.
+        budget: Bytes for all arenas together; None is a quarter of what is free when the first table comes.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int | None) -> None:
         self.budget = budget
         self._lock = threading.Lock()
         self._warned = False
-        self._arenas: dict[tuple[int, torch.dtype, torch.device], Arena] = {}
+        self._arenas: dict[Key, Arena] = {}
         self._places: weakref.WeakKeyDictionary[Table, dict[Arena, Resident]] = weakref.WeakKeyDictionary()
 
-    def __reduce__(self) -> tuple[type[Residents], tuple[int]]:
+    def __reduce__(self) -> tuple[type[Residents], tuple[int | None]]:
         return Residents, (self.budget,)  # a copy of a model has arenas of its own
 
     @property
@@ -170,23 +191,37 @@ class Residents:
         """
         if not table.header.complete:
             return None
-        key = id(layers), torch.int8 if table.header.dtype == "int8" else dtype, device
+        key = Key(id(layers), len(layers.blocks), torch.int8 if table.header.dtype == "int8" else dtype, device)
         arena = self._arenas.get(key)
         places = self._places.get(table)
         if arena is not None and places is not None and arena in places:
             return places[arena]
         with self._lock:
-            arena = self._arenas.get(key) or self._arenas.setdefault(key, Arena(layers, key[1], device))
+            if self.budget is None:
+                self.budget = free_memory(device) // AUTO_SHARE
+            arena = self._arenas.get(key) or self._arenas.setdefault(key, Arena(layers, key.dtype, device))
             places = self._places.setdefault(table, {})
             if arena not in places:
                 resident = self._copied(arena, table)
+                if resident is None and self._drop_others(key):
+                    resident = self._copied(arena, table)
                 if resident is None:
                     return None
                 places[arena] = resident
             return places[arena]
 
+    def _drop_others(self, key: Key) -> bool:
+        """Let go of what a stack had in another format, on another device or for fewer blocks; say if there was any."""
+        old = [k for k in self._arenas if k.stack == key.stack and k != key and torch.int8 not in (k.dtype, key.dtype)]
+        old += [k for k in self._arenas if k.stack == key.stack and k.blocks != key.blocks and k not in old]
+        for k in old:
+            arena = self._arenas.pop(k)
+            for places in list(self._places.values()):
+                places.pop(arena, None)
+        return bool(old)
+
     def _copied(self, arena: Arena, table: Table) -> Resident | None:
-        limit = self.budget - (self.nbytes - arena.nbytes)
+        limit = (self.budget or 0) - (self.nbytes - arena.nbytes)
         try:
             return arena.copy_in(table, limit)
         except RuntimeError as error:  # torch's way to say that there is no memory, on the CPU too

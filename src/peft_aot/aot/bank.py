@@ -49,7 +49,9 @@ class TaskBank:
                 f"PeftModel.from_pretrained, or make one with get_peft_model(backbone, AoTConfig(...))"
             )
         self._tuner = tuner
-        self._heads: dict[str, RoutedHead] = {head.path: head for head in route_heads(tuner.model, tuner)}
+        self._like = as_aot(next(iter(tuner.peft_config.values())))
+        self._injections = -1
+        self._heads: dict[str, RoutedHead] = {}
 
     @property
     def tasks(self) -> Mapping[str, BankedTask]:
@@ -121,8 +123,11 @@ class TaskBank:
         return iter(self.tasks)
 
     def _read(self, model_id: str | Path, use_table: bool, hub: Mapping[str, Any]) -> BankedTask:
-        like = as_aot(next(iter(self._tuner.peft_config.values())))
-        return read_task(Source.named(model_id, hub), like, self._tuner.lookup.stacks, self._heads, use_table)
+        if self._injections != self._tuner.injections:  # which may have brought heads
+            self._injections = self._tuner.injections
+            self._heads = {head.path: head for head in route_heads(self._tuner.model, self._tuner)}
+        source = Source.named(model_id, hub)
+        return read_task(source, self._like, self._tuner.lookup.stacks, self._heads, use_table)
 
     def _check_free(self, name: str) -> None:
         if not isinstance(name, str) or not name or name == BASE:

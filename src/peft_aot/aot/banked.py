@@ -37,4 +37,4 @@ class BankedTask:
 
     def factors_for(self, layers: StackRows) -> StackedFactors:
         """Return its factors in one stack."""
-        return self.factors[layers.stack]
+        return self.factors.get(layers.stack) or StackedFactors([])  # a stack none of whose blocks it knew

@@ -77,7 +77,7 @@ class AoTLayer(TaskLayer):
         """Run the block on hidden states (B, T, D) plus the rows of their tokens."""
         # torch finds submodules by detours, which small batches notice
         block, rows = self._modules["base_layer"], self.aot_rows
-        if block is None or self._disable_adapters or not rows._modules:
+        if block is None or self._disable_adapters or not (rows._modules or tasks_of(self.tuner)):
             return self.base_layer(*args, **kwargs)
         names = [self._active_adapter] if isinstance(self._active_adapter, str) else self._active_adapter
         active = tuple(name for name in names if name in rows._modules)
@@ -100,7 +100,7 @@ class AoTLayer(TaskLayer):
         if not bottlenecks:
             return self.lookup.add(self.block_name, hidden, rows, active)
         total = hidden
-        if len(asked) > len(bottlenecks):
+        if len(asked) > len(bottlenecks) or (tasks is not None and not tasks.banked.keys().isdisjoint(names)):
             total = self.lookup.add(self.block_name, hidden, rows, active)
         return add_bottlenecks(total, hidden, bottlenecks, list(active), tasks)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_aot.ops import add_rows
-from peft_aot.routing import Tasks
+from peft_aot.routing import Tasks, tasks_of
 from peft_aot.tables import Table, TableChanged
 from peft_aot.tuner import TaskTuner
 
@@ -31,7 +31,7 @@ from .plan import Asked, Plan, ask, check_ids, group_examples, make_plan
 from .prefetch import Prefetched, current
 from .reparam import FCRows, HiddenBottleneck
 from .source_rows import TaskRows
-from .stack_rows import StackRows, State, precision
+from .stack_rows import StackRows, State, precision, version
 from .stage import Buffers
 from .staged_rows import StagedRows
 from .token_ids import StackCall, current_call
@@ -58,7 +58,7 @@ class Lookup:
         self.vocab_sizes: dict[str, int] = {}
         self._versions: dict[str, tuple[int, ...]] = {}
         self.placement = Placement()
-        self._residents = Residents(0)
+        self._residents = Residents(None)
         self._buffers = Buffers()
         self._streams: dict[torch.device, Streams] = {}
         self._like: dict[nn.Module, Tensor] = {}
@@ -80,7 +80,7 @@ class Lookup:
     def place(self, placement: Placement) -> None:
         """Keep rows elsewhere from now on; see `Placement`."""
         self.placement = placement
-        self._residents = Residents(placement.budget or 0)
+        self._residents = Residents(placement.budget)
         self._share_budget()
 
     @property
@@ -130,6 +130,8 @@ class Lookup:
                 f"expected block {block} to run inside its model, got a direct call; call the model, which knows the "
                 f"token ids"
             )
+        if tasks_of(self.tuner) is not None:
+            active = ()  # which may differ from block to block, and mean nothing here
         ready = self._ready(call, hidden, active)
         if ready is not None:
             return ready.add(block, hidden)
@@ -166,8 +168,11 @@ class Lookup:
         asked = self._asked(call, hidden, active)
         if layers is None or self._modules_compute(call, asked):
             return None
-        handle = current(call.stack)
-        fetched = None if handle is None else handle.take(asked.ids, hidden, self._states(call, asked))
+        handle = None if "handle" in call.memo else current(call.stack)
+        fetched = None
+        if handle is not None:
+            call.memo["handle"] = handle  # for the first block that asks; others may have other adapters active
+            fetched = handle.take(asked, hidden, self._states(call, asked))
         like = self._like.get(call.stack)
         if like is None or (like.dtype, like.device) != (hidden.dtype, hidden.device):
             self._like[call.stack] = hidden.new_empty(0, hidden.shape[-1])
@@ -198,10 +203,10 @@ class Lookup:
             active: The active adapters, if it is no mixed batch.
         """
         layers = self.stacks[0]
-        asked = group_examples(ids, tasks, active, layers.stack)
+        asked = group_examples(ids.clone(), tasks, active, layers.stack)  # the caller may use its buffer again
         like, call = self._like.get(layers.stack), StackCall(layers.stack)
         if like is None:
-            like = asked.embedding.weight.new_empty(0, layers.width)
+            like = torch.empty(0, layers.width, dtype=asked.embedding.weight.dtype, device=ids.device)
         rows = None
         if not self._modules_compute(call, asked):
             rows = self._gathered(call, asked, layers, like)
@@ -209,7 +214,9 @@ class Lookup:
                 rows.gather()
         names = None if tasks is None else tasks.names
         states = self._states(call, asked)
-        return Prefetched(asked, names, layers.stack, states, rows if isinstance(rows, StagedRows) else None)
+        return Prefetched(
+            asked, (ids, version(ids)), names, layers.stack, states, rows if isinstance(rows, StagedRows) else None
+        )
 
     def _states(self, call: StackCall, asked: Asked) -> dict[str, State]:
         names = itertools.chain(*asked.groups)

@@ -99,12 +99,13 @@ class AoTModel(TaskTuner):
             the tasks of the model's bank that are there now.
 
         Raises:
-            ValueError: Unknown names, or not one per example.
+            ValueError: No token ids (B, T); unknown names, or not one per example.
 
         Example:
             >>> handle = model.prefetch(batch["input_ids"], names)
             >>> model(**batch, adapter_names=names, prefetched=handle)
         """
+        token_ids.check_ids(input_ids)
         tasks = None
         if adapter_names is not None:
             tasks = Tasks(self, check_names(adapter_names, self.peft_config, self.banked), banked=self.banked)
@@ -182,7 +183,7 @@ class AoTModel(TaskTuner):
             ValueError: An unknown placement, "ram" on an accelerator, or a budget that one token's rows exceed.
         """
         embedding = input_embedding(self.lookup.stacks[0].stack)
-        device = CPU if embedding is None else embedding.weight.device
+        device = CPU if embedding is None or embedding.weight.device.type == "meta" else embedding.weight.device
         self.lookup.place(choose_placement(table_placement, memory_budget, self.lookup.page_bytes, device))
 
     def add_weighted_adapter(

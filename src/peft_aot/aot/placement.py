@@ -24,7 +24,8 @@ class Placement:
         name: "device" and "ram": whole tables in the memory of the accelerator or the machine. "mmap": tables stay in
             their files, mapped. "staged": likewise, and rows are copied to an accelerator beside the computation.
             "factors": tables are not used. "auto": "device" on an accelerator, "mmap" on the CPU.
-        budget: Bytes for tables in memory or, where none are, for rows that were computed; None keeps none of these.
+        budget: Bytes for tables in memory (None: a quarter of what is free when the first comes) or, where none are,
+            for rows that were computed (None keeps none).
     """
 
     name: Name = "auto"
@@ -51,7 +52,8 @@ def choose_placement(name: str, budget: int | Literal["auto"] | None, page: int,
 
     Args:
         name: One of `NAMES`.
-        budget: Bytes; "auto" is a quarter of the memory that is free now; None is "auto" where tables are kept.
+        budget: Bytes; "auto" is a quarter of the memory that is free now; None means the same for tables in memory,
+            when the first comes there, and no rows that are kept.
         page: Bytes that the rows of one token may take, of which a budget must hold one.
         device: Where the model runs.
 
@@ -67,7 +69,7 @@ def choose_placement(name: str, budget: int | Literal["auto"] | None, page: int,
             f"'staged', for which the system keeps the tables' pages in RAM"
         )
     placement = Placement(known)
-    if budget == "auto" or (budget is None and placement.keeps_tables(device)):
+    if budget == "auto":
         return Placement(known, free_memory(device if placement.keeps_tables(device) else CPU) // AUTO_SHARE)
     if budget is not None and (type(budget) is not int or budget < page):
         raise ValueError(

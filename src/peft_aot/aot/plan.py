@@ -66,6 +66,7 @@ def ask(call: StackCall, hidden: Tensor, active: tuple[str, ...], tuner: BaseTun
 
     Raises:
         ValueError: No token ids are known, or they do not fit the hidden states.
+        IndexError: Ids that were stated are outside the vocabulary.
     """
     ids = _checked_ids(call, hidden)
     tasks = tasks_of(tuner)
@@ -74,7 +75,10 @@ def ask(call: StackCall, hidden: Tensor, active: tuple[str, ...], tuner: BaseTun
             f"expected a stack that embeds {call.examples} examples as {call.examples} rows, got {ids.shape[0]} in "
             f"{type(call.stack).__name__}, which reorders its input; run its adapters one at a time"
         )
-    return group_examples(ids, tasks, active, call.stack)
+    asked = group_examples(ids, tasks, active, call.stack)
+    if call.stated and ids.numel() and not torch.compiler.is_compiling():
+        _refuse_range(int(ids.min()), int(ids.max()), asked.embedding.num_embeddings)
+    return asked
 
 
 def group_examples(ids: Tensor, tasks: Tasks | None, active: tuple[str, ...], stack: nn.Module) -> Asked:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
-import torch
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
@@ -95,7 +94,8 @@ def _stack(config: AoTConfig, layers: StackRows, factors: Mapping[str, Mapping[s
         raise RuntimeError(f"expected {type(layers.stack).__name__} to embed token ids, got no input embedding")
     sizes = embedding.embedding_dim, layers.width
     modules = [rows_from(config, *sizes, factors[block]) if block in factors else None for block in layers.blocks]
-    return StackedFactors(modules, embedding.weight.device)
+    device = embedding.weight.device
+    return StackedFactors(modules, None if device.type == "meta" else device)
 
 
 def _heads(heads: Mapping[str, RoutedHead], tensors: Mapping[str, Tensor], where: str) -> dict[str, nn.Module]:
@@ -106,8 +106,7 @@ def _heads(heads: Mapping[str, RoutedHead], tensors: Mapping[str, Tensor], where
             continue
         holder = nn.ModuleDict({"head": copy.deepcopy(wrapper.original_module)})
         fit_linears(holder, "head", "head", {f"head.{key}": tensor for key, tensor in state.items()})
-        device = next((p.device for p in wrapper.original_module.parameters()), torch.device("cpu"))
-        holder["head"].load_state_dict({key: tensor.to(device) for key, tensor in state.items()}, assign=True)
+        holder["head"].load_state_dict(state, assign=True)
         own[name] = holder["head"].eval().requires_grad_(False)
         left -= {f"{name}.{key}" for key in state}
     if left:

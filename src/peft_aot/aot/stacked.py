@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,10 @@ class StackedFactors:
         with torch.no_grad():
             self._factors = {name: factor.to(device) for name, factor in _stack(parts).items()}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # numbers of another process, or of the original, stand for something else here
+        self.__dict__.update(state, number=next(_NUMBERS))
+
     @property
     def nbytes(self) -> int:
         """Bytes of the factors."""
@@ -66,6 +71,9 @@ class StackedFactors:
             blocks: Which blocks of the stack.
         """
         asked = range(self._layers)[blocks]
+        if len(asked) < len(rows):  # blocks that were wrapped since
+            rows[len(asked) :] = 0
+            rows = rows[: len(asked)]
         own = [slot for slot in self._slots if slot in asked]
         if not own:
             rows.zero_()
@@ -123,7 +131,8 @@ def _stack(parts: Sequence[RowsModule]) -> Mapping[str, Tensor]:
     stacked = {}
     scale = float(getattr(parts[0], "scale", 1.0)) if parts else 1.0
     for name in names:
-        factors = [module.get_parameter(name).detach() for module in parts]
+        device = next(parts[0].parameters()).device  # blocks may be on several
+        factors = [module.get_parameter(name).detach().to(device) for module in parts]
         stacked[name] = torch.cat(factors, dim=1) if name == "w1" else torch.stack(factors)
         if name in ("w2", "w_r"):
             stacked[name] *= scale

@@ -72,6 +72,8 @@ class StagedRows:
 
     def give_back(self) -> None:
         """Let later calls use the memory, once what is computed now is done."""
+        if self._streams is not None and self._transfer is not None:
+            self._streams.wait(self._transfer.last)  # a call that failed midway has not waited for all
         self._buffers.give_back(self._lent.tensor, None if self._streams is None else self._streams.computed())
 
     def gather(self, first: int = 0) -> None:
@@ -98,7 +100,8 @@ class StagedRows:
 
     def _copy(self, rows: Tensor, tables: Sequence[bool], streams: Streams) -> None:
         """Gather the rows of tables on the CPU and begin to copy them; wait where others have to go beside them."""
-        after = self._lent.after if not self._blocks.start else streams.computed()
+        # memory that is new here may still be read by what was queued before it was freed
+        after = self._lent.after if not self._blocks.start and self._lent.after else streams.computed()
         pinned = self._buffers.borrow(rows.numel(), rows.dtype, CPU, rows.device.type != "cpu")
         if pinned.after is not None:
             pinned.after.synchronize()

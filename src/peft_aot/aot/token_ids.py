@@ -27,16 +27,18 @@ class StackCall:
     Attributes:
         stack: The module being executed.
         token_ids: (B, T) int64, or None while no ids are known.
+        stated: Whether they were stated, so that no embedding has looked at them.
         examples: B as the stack was given it, or None if it was not given ids or embeddings.
         memo: What layers have computed for this call and share.
         at_end: What to do when the stack is left.
     """
 
-    __slots__ = ("at_end", "examples", "memo", "stack", "token_ids")
+    __slots__ = ("at_end", "examples", "memo", "stack", "stated", "token_ids")
 
     def __init__(self, stack: nn.Module) -> None:
         self.stack = stack
         self.token_ids: Tensor | None = None
+        self.stated = False
         self.examples: int | None = None
         self.memo: dict[Any, Any] = {}
         self.at_end: list[Callable[[], None]] = []
@@ -70,14 +72,19 @@ def token_ids(ids: Tensor) -> Iterator[None]:
         >>> with peft_aot.token_ids(batch["input_ids"]):
         ...     model(inputs_embeds=embeddings)
     """
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"expected token ids as an integer tensor of shape (B, T), got {got}; pass input_ids")
+    check_ids(ids)
     _THREAD.given.append(ids)
     try:
         yield
     finally:
         _THREAD.given.pop()
+
+
+def check_ids(ids: object) -> None:
+    """Refuse what cannot be token ids."""
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"expected token ids as an integer tensor of shape (B, T), got {got}; pass input_ids")
 
 
 def known_ids(embeddings: object, stack: nn.Module) -> Tensor | None:
@@ -153,6 +160,7 @@ def _open_call(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
                     f"{tuple(ids.shape)}; pass one id per embedded position"
                 )
             ids = ids.repeat_interleave(times, dim=0)
+            call.stated = True
         call.token_ids = ids
 
 

@@ -47,6 +47,7 @@ class CudaStreams:
             if isinstance(after, torch.cuda.Event):
                 self._copies.wait_event(after)
             target.copy_(source, non_blocking=True)
+            target.record_stream(self._copies)  # else torch may give it to others as soon as it is dropped here
             return _recorded(self._copies)
 
     def wait(self, event: Event) -> None:

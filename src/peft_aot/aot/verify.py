@@ -42,11 +42,10 @@ def check_table(
             f"expected a table for vocabulary {config.vocab_size} and width {config.token_dim}, got {table.path} for "
             f"{header.vocab_size} and {header.hidden_size}; make it again with `peft-aot fuse`"
         )
-    tokens = torch.linspace(0, header.vocab_size - 1, SAMPLED_TOKENS).long()
-    missing = table.missing(tokens)
-    tokens = tokens if missing is None else tokens[~missing]
-    if not tokens.numel():
-        return
+    every = torch.arange(header.vocab_size)
+    missing = table.missing(every)
+    kept = every if missing is None else every[~missing]
+    tokens = kept[torch.linspace(0, len(kept) - 1, min(SAMPLED_TOKENS, len(kept))).long()]
     stored = table.rows(tokens).float()
     for layers in stacks:
         factors, embedding = factors_for(layers), input_embedding(layers.stack)

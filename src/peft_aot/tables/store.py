@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,8 +87,8 @@ class Table:
     def __deepcopy__(self, memo: object) -> Table:
         return self  # read-only: copies of a model share the mapping
 
-    def __reduce__(self) -> tuple[Callable[..., Table], tuple[Path, str]]:
-        return Table.open, (self.path, self.header.factors_sha256)  # names the file, without its gigabytes of rows
+    def __reduce__(self) -> tuple[Callable[..., Table | None], tuple[Path, str]]:
+        return _reopened, (self.path, self.header.factors_sha256)  # names the file, without its gigabytes of rows
 
     def layer_slot(self, name: str) -> int | None:
         """Return where a block stands on the layer axis, or None if the table has no rows for it."""
@@ -155,3 +156,12 @@ class Table:
         if self._scales is None:
             return rows
         return rows.float() * self._scales[:, layers].index_select(0, slots).float().unsqueeze(-1)
+
+
+def _reopened(path: Path, factors_sha256: str) -> Table | None:
+    """Map the table of a model that was pickled, if it is still there: without it the factors are used."""
+    try:
+        return Table.open(path, factors_sha256)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{error}. Until then the factors are used.", stacklevel=2)
+        return None
