@@ -51,12 +51,16 @@ def test_factors_that_were_assigned_anew_end_the_table(tmp_path: Path) -> None:
     torch.testing.assert_close(found, output(plain, BATCH))
 
 
-def test_a_pickle_refuses_a_table_that_was_replaced(tmp_path: Path) -> None:
+def test_a_pickle_does_not_use_a_table_that_was_replaced(tmp_path: Path) -> None:
     saved(tmp_path, fuse_on_save=True)
-    content = pickle.dumps(PeftModel.from_pretrained(build("bert"), tmp_path))
+    model = PeftModel.from_pretrained(build("bert"), tmp_path)
+    content, expected = pickle.dumps(model), output(model, BATCH)
     saved(tmp_path, fuse_on_save=True, r=5)
-    with pytest.raises(ValueError, match="stale"):
-        pickle.loads(content)
+    with pytest.warns(UserWarning, match="stale.*the factors are used"):
+        copied = pickle.loads(content)
+    with torch.no_grad():
+        torch.testing.assert_close(output(copied, BATCH), expected, rtol=2e-3, atol=2e-3)
+
 
 
 def test_loading_under_inference_mode(tmp_path: Path) -> None:
