@@ -62,7 +62,6 @@ def test_a_pickle_does_not_use_a_table_that_was_replaced(tmp_path: Path) -> None
         torch.testing.assert_close(output(copied, BATCH), expected, rtol=2e-3, atol=2e-3)
 
 
-
 def test_loading_under_inference_mode(tmp_path: Path) -> None:
     expected = saved(tmp_path, fuse_on_save=True, table_dtype="float32")
     with torch.inference_mode():
