@@ -38,15 +38,29 @@ def adapter(rank: int, **fields: object) -> PeftModel:
     return adapted("bert", seed=rank, r=rank, table_dtype="float32", **fields)
 
 
-def moments(work: Callable[[], object], number: int) -> list[float]:
-    """Random moments within the time that `work` takes in a child process, in seconds."""
-    durations = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert in_child(work) == 0
-        durations.append(time.perf_counter() - start)
-    generator = random.Random(0)
-    return [generator.uniform(0, statistics.median(durations)) for _ in range(number)]
+class Killer:
+    """Kills a piece of work at random moments; sooner, whenever it was done before.
+
+    Args:
+        work: The same work, to see how long it takes.
+    """
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        durations = []
+        for _ in range(3):
+            start = time.perf_counter()
+            assert in_child(work) == 0
+            durations.append(time.perf_counter() - start)
+        self._span = statistics.median(durations)
+        self._random = random.Random(0)
+        self.killed = 0
+
+    def kill(self, work: Callable[[], object]) -> None:
+        """Run the work in a child process and kill that, unless it is done first."""
+        if killed_after(self._random.uniform(0, self._span), work):
+            self.killed += 1
+        else:
+            self._span /= 2
 
 
 def load(folder: Path) -> PeftModel:
@@ -67,16 +81,16 @@ def test_a_save_killed_at_any_moment(fused: bool, times: int, tmp_path: Path) ->
     folder = tmp_path / "adapter"
     old.save_pretrained(folder)
     shutil.copytree(folder, tmp_path / "old")
-    killed = 0
-    for moment in moments(lambda: new.save_pretrained(folder), times):
+    killer = Killer(lambda: new.save_pretrained(folder))
+    for _ in range(times):
         shutil.rmtree(folder)
         shutil.copytree(tmp_path / "old", folder)
-        killed += killed_after(moment, lambda: new.save_pretrained(folder))
+        killer.kill(lambda: new.save_pretrained(folder))
         found = load(folder)
         rank = found.peft_config["default"].r
         torch.testing.assert_close(answers(found), expected[rank], atol=1e-5, rtol=1e-5)
         assert bool(found.base_model.lookup.tables) is (fused or rank == OLD), "its own table, or none"
-    assert killed, "or this test shows nothing"
+    assert killer.killed, "or this test shows nothing"
     new.save_pretrained(folder)
     assert not hidden(folder), "what killed saves left is gone"
 
@@ -91,20 +105,20 @@ def test_fusing_killed_at_any_moment(times: int, tmp_path: Path) -> None:
     def fuse(dtype: str = "float32") -> None:
         peft_aot.fuse(tmp_path, backbone, dtype=dtype, progress=False)
 
-    killed, seen = 0, set()
-    for turn, moment in enumerate(moments(fuse, times)):
+    killer, seen = Killer(fuse), set()
+    for turn in range(times):
         if turn % 2:
             (tmp_path / TABLE_FILE).unlink(missing_ok=True)
         else:
             fuse("float16")
         (tmp_path / "README.md").write_text(card, encoding="utf-8")
-        killed += killed_after(moment, fuse)
+        killer.kill(fuse)
         found = load(tmp_path)
         torch.testing.assert_close(answers(found), expected, atol=2e-3, rtol=1e-3)
         table = found.base_model.lookup.tables.get("default")
         seen.add(None if table is None else table.header.dtype)
         text = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert text in (card, card.replace(NOT_FUSED, FUSED.format(dtype="float32")))
-    assert killed and len(seen) > 1, "or this test shows nothing"
+    assert killer.killed and len(seen) > 1, "or this test shows nothing"
     fuse()
     assert not hidden(tmp_path), "what killed processes left is gone"

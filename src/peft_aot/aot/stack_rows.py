@@ -100,7 +100,7 @@ class StackRows:
         modules = [block._modules.get(adapter_name) for block in self.modules]
         now = [p for module in modules if module is not None for p in module._parameters.values() if p is not None]
         places = [(parameter.dtype, parameter.data_ptr()) for parameter in now]  # `to` counts no versions
-        made_of = len(modules), self.state_of(adapter_name).versions, places
+        made_of = self.state_of(adapter_name).versions, places
         known = self._stacked.get(adapter_name)
         if known is None or known[0] != made_of:
             rows: list[Any] = [None if isinstance(module, HiddenBottleneck) else module for module in modules]
