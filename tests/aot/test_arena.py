@@ -155,6 +155,22 @@ def test_a_batch_keeps_its_rows_while_its_task_is_replaced(saved: dict[str, Path
     assert torch.equal(run(model, ["task"] * 4), expected)
 
 
+def test_a_batch_keeps_its_rows_while_its_adapter_loses_its_table(saved: dict[str, Path]) -> None:
+    model = loaded({"one": saved["one"]}, table_placement="ram", memory_budget=TABLE + 2 * 32 * 4)
+    bank = TaskBank(model)
+    bank.add("task", saved["two"])
+    expected = run(model, ["one"] * 4)
+
+    def change(*_: object) -> None:
+        handle.remove()
+        model.base_model.lookup.detach("one")
+        gc.collect()
+        run(model, ["task"] * 4)  # takes the place, if it is free
+
+    handle = model.base_model.model.bert.encoder.layer[0].base_layer.register_forward_pre_hook(change)
+    assert torch.equal(run(model, ["one"] * 4), expected)
+
+
 def test_ids_that_the_table_has_no_row_for_are_refused(saved: dict[str, Path]) -> None:
     model = loaded({"one": saved["one"]}, table_placement="ram")
     model.base_model.model.resize_token_embeddings(130)
