@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import random
 import statistics
@@ -27,8 +26,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from peft_aot.compare.execute import now, versions
-from peft_aot.machine import describe_processor
+from _record import append
 from peft_aot.tables import Table, TableHeader, write_table
 from peft_aot.tables.read_ahead import ReadAhead
 
@@ -126,11 +124,9 @@ def main() -> None:
     for name, samples in found.items():
         console.print(f"{name}: {statistics.median(samples):.2f} ms for {TOKENS} tokens (median of {len(samples)})")
     record = {
-        "table_bytes": size, "tokens": TOKENS, "milliseconds": found, "versions": versions(),
-        "machine": describe_processor(torch.device("cpu")), "finished": now(),
+        "table_bytes": size, "tokens": TOKENS, "milliseconds": found,
     }  # fmt: skip
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append("cold_table", record)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ system's folder for temporary files); a file system in memory would make the rat
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -33,13 +32,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel
 
+from _record import append
 from peft_aot import AoTConfig, fuse
 from peft_aot.aot.layer import AoTLayer
 from peft_aot.backbone import embed, input_embedding
 from peft_aot.cli.quiet import quiet_libraries
-from peft_aot.compare.execute import now, versions
 from peft_aot.fusion import read_adapter, row_functions
-from peft_aot.machine import describe_processor
 from peft_aot.tables import TableHeader
 from peft_aot.tables.fuse import CHUNK_BYTES, RowFunction, encoded_chunks
 from peft_aot.timing import Timing, interleave
@@ -151,9 +149,6 @@ def record_of(work: Work, timings: dict[str, Timing], written: list[float]) -> d
         "share_quartiles": [round(share, 4) for share in statistics.quantiles(shares, n=4, method="inclusive")[::2]],
         "write_mb_per_s": round(size / statistics.median(written) / 1e3, 1),
         "milliseconds": {name: [round(s, 1) for s in t.samples] for name, t in timings.items()} | {"write": written},
-        "versions": versions(),
-        "machine": describe_processor(torch.device("cpu")),
-        "finished": now(),
     }
 
 
@@ -187,8 +182,7 @@ def main() -> None:
     low, high = record["share_quartiles"]
     verdict = "reached" if record["share_of_products"] >= TARGET else "missed"
     console.print(f"computing: {record['share_of_products']:.0%} ({low:.0%}-{high:.0%}) of bare products, {verdict}")
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append("fuse_speed", record)
 
 
 if __name__ == "__main__":

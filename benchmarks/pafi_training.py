@@ -33,6 +33,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from _resident import forget_peak, resident
 from peft_aot import PaFiConfig
 from peft_aot.demo.carriers import locate_backbone
 from peft_aot.sublayers import is_linear
@@ -89,19 +90,11 @@ def peak_memory(method: str, path: str) -> int:
     backbone = load(path)
     gc.collect()
     base = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    forget_peak()  # that of loading
     _, step = prepare(method, backbone)
     for _ in range(3):
         step()
     return resident("VmHWM") - base
-
-
-def resident(field: str) -> int:
-    """Read a figure of this process's memory, in bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"expected {field} in /proc/self/status, got none; run this on Linux")
 
 
 def main() -> None:

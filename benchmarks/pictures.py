@@ -164,6 +164,7 @@ def draw_new() -> str:
     ax.set_ylabel("ms to the first right answer (median)")
     ax.set_title("A saved task is added and answers one sentence, MiniLM-L6")
     ax.grid(axis="y", color=GRID)
+    ax.set_axisbelow(True)
     figure.savefig(IMAGES / "bench-new-task.png", dpi=110)
     plt.close(figure)
     rows = ["| | median | quartiles |", "|---|---:|---:|"]

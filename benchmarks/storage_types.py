@@ -26,16 +26,15 @@ from peft import PeftModel
 from rich.console import Console
 
 from _backbone import named_backbone
+from _record import append
 from peft_aot import fuse
 from peft_aot.aot.model import AoTModel
 from peft_aot.cli.quiet import quiet_libraries
-from peft_aot.compare.execute import now, versions
 from peft_aot.compare.records import RecordFile, RunRecord
 from peft_aot.data import TRAIN, VALIDATION, load_split
 from peft_aot.features import Features, collator, encode
 from peft_aot.inference import Logits, compute_logits
 from peft_aot.loading import Trained, load_trained
-from peft_aot.machine import describe_processor
 from peft_aot.metrics import compute_scores, mean_score
 from peft_aot.own_task import task_of
 from peft_aot.tables import TABLE_FILE
@@ -120,9 +119,6 @@ def measure(task_name: str, model: str, data_dir: Path | None) -> list[dict[str,
                     "score_of_factors": score,
                     "table_bytes": report.bytes,
                     "factors_bytes": (folder / "adapter_model.safetensors").stat().st_size,
-                    "versions": versions(),
-                    "machine": describe_processor(torch.device("cpu")),
-                    "finished": now(),
                 }
             )
             (folder / TABLE_FILE).unlink()
@@ -158,9 +154,8 @@ def main() -> None:
     data_dir = Path(arguments.data_dir).absolute() if arguments.data_dir else None
     with named_backbone() as model:
         for task in () if arguments.report_only else arguments.tasks:
-            with LINES.open("a", encoding="utf-8") as file:
-                for record in measure(task, model, data_dir):
-                    file.write(json.dumps(record) + "\n")
+            for record in measure(task, model, data_dir):
+                append("storage_types", record)
     lines = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
     (RESULTS / "storage_types.md").write_text(markdown(lines), encoding="utf-8")
     console.print(markdown(lines))

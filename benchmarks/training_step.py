@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -37,11 +36,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
+from _record import append
 from _resident import EXACT, forget_peak, resident
 from peft_aot import AoTConfig, BitFitConfig
-from peft_aot.compare.execute import now, versions
 from peft_aot.demo.carriers import locate_backbone
-from peft_aot.machine import describe_processor
 from peft_aot.timing import interleave, summarize
 
 RESULTS = Path(__file__).parent / "results" / "training_step.jsonl"
@@ -185,9 +183,6 @@ def measure(case: Case, methods: list[str], rounds: int) -> dict[str, Any]:
         "distinct_tokens": len(ids.unique()),
         "precision": case.precision,
         "methods": rows,
-        "versions": versions(),
-        "machine": describe_processor(torch.device("cpu")),
-        "finished": now(),
     }
 
 
@@ -235,8 +230,7 @@ def main() -> None:
     methods = [name for name in METHODS if name in arguments.methods or name in REFERENCES]
     for case in cases:
         record = measure(case, methods, arguments.rounds)
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append("training_step", record)
         show(record)
 
 
