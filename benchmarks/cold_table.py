@@ -32,7 +32,6 @@ from peft_aot.tables.read_ahead import ReadAhead
 
 VOCABULARY, LAYERS, WIDTH = 50_265, 12, 768
 TOKENS, SAMPLES = 64, 15
-RESULTS = Path(__file__).parent / "results" / "cold_table.jsonl"
 ANNOUNCE = ReadAhead.announce
 console = Console()
 

@@ -42,7 +42,6 @@ from peft_aot.tables import TableHeader
 from peft_aot.tables.fuse import CHUNK_BYTES, RowFunction, encoded_chunks
 from peft_aot.timing import Timing, interleave
 
-RESULTS = Path(__file__).parent / "results" / "fuse_speed.jsonl"
 LAYERS, WIDTH, RANK, SQUARE = 12, 768, 64, 2048
 TARGET = 0.5
 console = Console()

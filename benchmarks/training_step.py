@@ -25,7 +25,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,7 +41,6 @@ from peft_aot import AoTConfig, BitFitConfig
 from peft_aot.demo.carriers import locate_backbone
 from peft_aot.timing import interleave, summarize
 
-RESULTS = Path(__file__).parent / "results" / "training_step.jsonl"
 KIND = {"task_type": "SEQ_CLS"}
 METHODS: dict[str, PeftConfig | None] = {
     "full": None,

@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peft_aot.ops import add_rows
 from peft_aot.routing import Tasks, tasks_of
 from peft_aot.tables import Table, TableChanged
 from peft_aot.tuner import TaskTuner
 
 from .arena import ArenaRows, Resident, Residents
 from .banked import BankedTask
+from .block_rows import BlockCall, add_block_rows
 from .placement import Placement
 from .plan import Asked, Plan, ask, check_ids, group_examples, make_plan
 from .prefetch import Prefetched, current
-from .reparam import FCRows, HiddenBottleneck
+from .reparam import HiddenBottleneck
 from .source_rows import TaskRows
-from .stack_rows import StackRows, State, precision, version
+from .stack_rows import StackRows, State, version
 from .stage import Buffers
 from .staged_rows import StagedRows
 from .token_ids import StackCall, current_call
@@ -136,8 +136,7 @@ class Lookup:
         if ready is not None:
             return ready.add(block, hidden)
         plan = self._plan(call, self._asked(call, hidden, active))
-        parts = [self._group_rows(call, plan, g, block, rows, hidden) for g in range(len(plan.asked.groups))]
-        return add_rows(hidden, parts, plan.placement)
+        return add_block_rows(hidden, block, rows, BlockCall(call, plan, self))
 
     def _asked(self, call: StackCall, hidden: Tensor, active: tuple[str, ...]) -> Asked:
         key = ("asked", active)
@@ -260,13 +259,13 @@ class Lookup:
         return bool(modules) and not isinstance(modules[0], HiddenBottleneck)
 
     def _source(self, call: StackCall, asked: Asked, layers: StackRows, name: str) -> TaskRows:
-        task, let_go = asked.banked.get(name), functools.partial(self._let_go, name)
+        task, let_go = asked.banked.get(name), functools.partial(self.let_go, name)
         if task is not None:
             table = task.table if self.placement.uses_tables else None
             return TaskRows(layers, table, functools.partial(task.factors_for, layers), let_go)
-        return TaskRows(layers, self._usable_table(call, name), functools.partial(layers.factors_of, name), let_go)
+        return TaskRows(layers, self.usable_table(call, name), functools.partial(layers.factors_of, name), let_go)
 
-    def _let_go(self, name: str, table: Table, error: TableChanged) -> None:
+    def let_go(self, name: str, table: Table, error: TableChanged) -> None:
         """Use a table no longer, whose file was written to; the first to notice says so."""
         if self.tables.get(name) is table:
             self.detach(name)
@@ -274,67 +273,8 @@ class Lookup:
             return
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=2)
 
-    def _group_rows(
-        self, call: StackCall, plan: Plan, group: int, block: str, rows: nn.ModuleDict, hidden: Tensor
-    ) -> Tensor:
-        total: Tensor | None = None
-        for name in plan.asked.groups[group]:
-            if name in plan.asked.banked:
-                raise RuntimeError(
-                    f"expected tasks of a TaskBank in eager inference, got '{name}' in a traced or compiled call or "
-                    f"beside an adapter in training; load it with load_adapter, or freeze that adapter"
-                )
-            if name not in rows or isinstance(rows[name], HiddenBottleneck):  # this adapter has no rows for this block
-                continue
-            part = self._adapter_rows(call, plan, group, name, block, rows[name])
-            total = part if total is None else total + part.to(total.device)
-        return hidden.new_zeros(len(plan.placement.tokens[group]), hidden.shape[-1]) if total is None else total
-
-    def _adapter_rows(
-        self, call: StackCall, plan: Plan, group: int, name: str, block: str, module: nn.Module
-    ) -> Tensor:
-        key, tokens = (plan.asked.groups, group), plan.placement.tokens[group]
-        table = self._usable_table(call, name)
-        slot = None if table is None else table.layer_slot(block)
-        read = call.memo.get((key, name))
-        if table is not None and slot is not None and read is None:
-            try:  # all layers of a token at once, on the first layer that asks
-                read = call.memo[(key, name)] = table.rows(tokens)
-            except TableChanged as error:
-                self._let_go(name, table, error)
-        if table is None or slot is None or read is None:
-            return self._computed(call, plan, group, module)
-        values: Tensor = read[:, slot]
-        missing = table.missing(tokens)
-        if missing is not None and bool(missing.any()):
-            values = values.clone()
-            where = missing.to(tokens.device)
-            values[missing] = module(tokens[where], plan.embeddings(group)[where]).to(values)
-        return values
-
-    def _computed(self, call: StackCall, plan: Plan, group: int, module: nn.Module) -> Tensor:
-        """Compute rows; what all blocks' factors are fed is made once per call, and kept once for the backward."""
-        tokens = plan.placement.tokens[group]
-        if isinstance(module, FCRows):
-            computed: Tensor = module(tokens, self._inputs(call, plan, group, module), prepared=True)
-        else:
-            computed = module(tokens)
-        return computed
-
-    def _inputs(self, call: StackCall, plan: Plan, group: int, module: FCRows) -> Tensor:
-        if torch.compiler.is_compiling():
-            return module.prepare(plan.embeddings(group))
-        key = ("inputs", plan.asked.groups, group, module.normalize, module.w1.dtype)
-        inputs: Tensor | None = call.memo.get(key)
-        if inputs is None:
-            inputs = module.prepare(plan.embeddings(group))
-            autocast = precision(inputs.device.type)
-            if inputs.dtype == torch.float32 and autocast is not None and not module.dropout:
-                inputs = inputs.to(autocast)  # as each product would, and keep, on its own
-            call.memo[key] = inputs
-        return inputs
-
-    def _usable_table(self, call: StackCall, name: str) -> Table | None:
+    def usable_table(self, call: StackCall, name: str) -> Table | None:
+        """Return an adapter's table if it may be used in a call: never where its factors train or have changed."""
         table = self.tables.get(name)
         if table is None or not self.placement.uses_tables:
             return None
