@@ -356,3 +356,12 @@ def test_a_table_that_was_replaced_since_a_model_was_pickled(saved: dict[str, Pa
     with pytest.warns(UserWarning, match="stale.*the factors are used"):
         copied = pickle.loads(pickled)
     torch.testing.assert_close(run(copied, BATCH, ["fused"] * 6), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_beside_an_adapter_in_training_tasks_are_refused(saved: dict[str, Path]) -> None:
+    model, _ = banked(saved)
+    for module in model.base_model.lookup.modules_of("first"):
+        module.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="expected tasks of a TaskBank in eager inference, got 'fc' .* freeze that"):
+        output(model, BATCH, adapter_names=["first", *["fc"] * 5])
+    run(model, BATCH, ["first", *["fc"] * 5])

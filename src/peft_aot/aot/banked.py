@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -38,3 +38,11 @@ class BankedTask:
     def factors_for(self, layers: StackRows) -> StackedFactors:
         """Return its factors in one stack."""
         return self.factors.get(layers.stack) or StackedFactors([])  # a stack none of whose blocks it knew
+
+
+def drop_table(name: str, table: Table, tasks: dict[str, BankedTask]) -> bool:
+    """Take a table from a task of a bank, if it still has it."""
+    there = name in tasks and tasks[name].table is table
+    if there:
+        tasks[name] = replace(tasks[name], table=None)
+    return there

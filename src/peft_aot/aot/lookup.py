@@ -9,7 +9,6 @@ compute its own.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import warnings
@@ -24,7 +23,7 @@ from peft_aot.tables import Table, TableChanged
 from peft_aot.tuner import TaskTuner
 
 from .arena import ArenaRows, Resident, Residents
-from .banked import BankedTask
+from .banked import drop_table
 from .block_rows import BlockCall, add_block_rows
 from .placement import Placement
 from .plan import Asked, Plan, ask, check_ids, group_examples, make_plan
@@ -269,7 +268,7 @@ class Lookup:
         """Use a table no longer, whose file was written to; the first to notice says so."""
         if self.tables.get(name) is table:
             self.detach(name)
-        elif not self.tuner.change_banked(functools.partial(_drop, name, table)):
+        elif not self.tuner.change_banked(functools.partial(drop_table, name, table)):
             return
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=2)
 
@@ -310,11 +309,3 @@ class Lookup:
     def _unchanged(self, name: str) -> bool:
         found = self.state_of(name).versions
         return self._versions.setdefault(name, found) == found
-
-
-def _drop(name: str, table: Table, tasks: dict[str, BankedTask]) -> bool:
-    """Take a table from a task of a bank, if it still has it."""
-    there = name in tasks and tasks[name].table is table
-    if there:
-        tasks[name] = dataclasses.replace(tasks[name], table=None)
-    return there

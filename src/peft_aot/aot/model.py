@@ -13,10 +13,9 @@ from typing import Any, Literal
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import _ExcludedModule
-from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
-from peft_aot.backbone import Block, find_blocks, input_embedding, vocabulary_size
+from peft_aot.backbone import find_blocks, input_embedding, vocabulary_size
 from peft_aot.fusion import FUSED, NOT_FUSED
 from peft_aot.routing import Tasks, check_batch, check_names
 from peft_aot.source import Source
@@ -24,6 +23,7 @@ from peft_aot.tables import TABLE_FILE
 from peft_aot.tuner import TaskTuner, matches
 
 from . import describe, files, token_ids
+from .choose import choose_blocks
 from .combine import combined_config
 from .config import CANNOT_FUSE_HIDDEN, DEFAULT_ALPHA, AoTConfig
 from .layer import CANNOT_MERGE, AoTLayer
@@ -299,29 +299,3 @@ def as_aot(config: PeftConfig) -> AoTConfig:
     if not isinstance(config, AoTConfig):
         raise TypeError(f"expected an AoTConfig, got {type(config).__name__}; do not mix methods in one model")
     return config
-
-
-def choose_blocks(config: AoTConfig, blocks: Sequence[Block]) -> list[Block]:
-    """Return the blocks that a configuration asks for.
-
-    Raises:
-        NoMatchingPeftModuleError: `target_modules`, `layers_to_transform` and `exclude_modules` leave none.
-    """
-    numbers = config.layers_to_transform
-    numbers = [numbers] if isinstance(numbers, int) else numbers
-    patterns = [config.layers_pattern] if isinstance(config.layers_pattern, str) else config.layers_pattern
-    chosen = [
-        block
-        for block in blocks
-        if (config.target_modules is None or matches(config.target_modules, block.name))
-        and (not numbers or block.index in numbers)
-        and (not patterns or block.pattern in patterns)
-        and not matches(config.exclude_modules, block.name)
-    ]
-    if not chosen:
-        raise NoMatchingPeftModuleError(
-            f"expected target_modules={config.target_modules!r}, layers_to_transform={numbers}, layers_pattern="
-            f"{patterns} and exclude_modules={config.exclude_modules!r} to leave a transformer block, got none of "
-            f"{blocks[0].name} ... {blocks[-1].name}; leave them out to take all blocks"
-        )
-    return chosen
