@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from backbones import build, inputs, output
-from models import adapted
+from models import adapted, config
 from peft_aot import TaskBank, fuse
 from peft_aot.aot.lookup import Lookup
 from peft_aot.aot.placement import Placement
@@ -294,3 +294,12 @@ def test_another_adapter_became_active_since(saved: dict[str, Path]) -> None:
 def test_what_is_no_batch_of_ids_is_refused(ids: Any, saved: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=r"expected token ids as an integer tensor of shape \(B, T\), got"):
         loaded(saved, "mmap").prefetch(ids)
+
+
+def test_several_active_adapters_of_different_blocks() -> None:
+    model = adapted("bert", "FEATURE_EXTRACTION")
+    torch.manual_seed(9)
+    model.add_adapter("first", config("bert", "FEATURE_EXTRACTION", layers_to_transform=[0]))
+    model.eval().base_model.set_adapter(["default", "first"], inference_mode=True)
+    expected = run(model, None)
+    assert torch.equal(run(model, None, prefetched=model.prefetch(BATCH["input_ids"])), expected)
