@@ -51,6 +51,16 @@ def test_factors_that_were_assigned_anew_end_the_table(tmp_path: Path) -> None:
     torch.testing.assert_close(found, output(plain, BATCH))
 
 
+@pytest.mark.parametrize("tokens", [torch.tensor([3]), torch.arange(40, 44)])
+def test_a_table_of_a_few_tokens_fused_with_another_backbone_is_not_used(tokens: torch.Tensor, tmp_path: Path) -> None:
+    saved(tmp_path)
+    peft_aot.fuse(tmp_path, build("bert"), token_ids=tokens, progress=False)
+    assert PeftModel.from_pretrained(build("bert"), tmp_path).base_model.lookup.tables
+    peft_aot.fuse(tmp_path, build("bert", seed=5), token_ids=tokens, progress=False)
+    with pytest.warns(UserWarning, match="expected a table of rows for this backbone.*the factors are used"):
+        assert not PeftModel.from_pretrained(build("bert"), tmp_path).base_model.lookup.tables
+
+
 def test_a_pickle_does_not_use_a_table_that_was_replaced(tmp_path: Path) -> None:
     saved(tmp_path, fuse_on_save=True)
     model = PeftModel.from_pretrained(build("bert"), tmp_path)
