@@ -194,3 +194,11 @@ def test_a_share_of_the_free_memory() -> None:
     model = several()
     model.set_table_placement(memory_budget="auto")
     assert 10**7 < model.base_model.lookup.stacks[0].budget < 10**13
+
+
+def test_factors_that_were_rounded_and_cast_back_are_laid_out_anew() -> None:
+    model = several()
+    batch = inputs("bert", "FEATURE_EXTRACTION")
+    run(model, batch)
+    model.to(torch.bfloat16).to(torch.float32)
+    assert torch.equal(run(model, batch), uncached(model, batch))
