@@ -1,0 +1,29 @@
+"""Lengths that texts are padded to, so that those of one batch are nearly as long as each other."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+BUCKETS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+STEP = 256
+
+
+def padded_length(tokens: int) -> int:
+    """Return the length of a text's bucket: the smallest of `BUCKETS`, or beyond them multiple of `STEP`, that holds it.
+
+    Args:
+        tokens: Length of the text in tokens.
+    """
+    if tokens > BUCKETS[-1]:
+        return -(-tokens // STEP) * STEP
+    return BUCKETS[bisect_left(BUCKETS, tokens)]
+
+
+def may_join(padded: int, longest: int) -> bool:
+    """Return whether texts of one bucket may fill up a batch of another: no longer, and at least half as long.
+
+    Args:
+        padded: Padded length of the texts.
+        longest: Padded length of the batch.
+    """
+    return padded <= longest <= 2 * padded
