@@ -1,4 +1,4 @@
-"""Tiny backbones with a tokenizer, tasks of every kind on them, and what each answers alone, by transformers' classes."""
+"""Tiny backbones with a tokenizer, tasks of every kind on them, and what each answers alone."""
 
 from __future__ import annotations
 

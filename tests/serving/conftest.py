@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from served_models import Saved, save_backbone, save_task
 
 

@@ -8,13 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 from scipy.special import expit, softmax
-from served_models import KINDS, TEXTS, Saved, alone, save_task
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from peft_aot import BitFitConfig
 from peft_aot.serving import (
     Answer,
     BatchRecord,
@@ -31,6 +34,7 @@ from peft_aot.serving import (
     Tags,
     UnknownTask,
 )
+from served_models import KINDS, TEXTS, Saved, alone, save_task
 
 TOLERANCE = 1e-4
 ARCHITECTURES = ["bert", "roberta", "mpnet", "distilbert", "electra", "deberta_v2"]
@@ -116,8 +120,6 @@ def test_batches_mix_tasks(bert: Saved) -> None:
 
 
 def test_backbone_alone_embeds(engine: Engine, bert: Saved) -> None:
-    from transformers import AutoModel, AutoTokenizer
-
     (answer,) = engine.answer([Request("__base__", TEXTS[0])])
     inputs = AutoTokenizer.from_pretrained(bert.backbone)(TEXTS[0], return_tensors="pt")
     with torch.no_grad():
@@ -127,7 +129,7 @@ def test_backbone_alone_embeds(engine: Engine, bert: Saved) -> None:
     assert answer.vector.shape == (engine.width,)
 
 
-def test_long_texts_are_cut_where_the_task_says(bert: Saved, tmp_path: object) -> None:
+def test_long_texts_are_cut_where_the_task_says(bert: Saved, tmp_path: Path) -> None:
     with start(bert) as engine:
         assert engine.tasks["trec"].max_length == 40
         long = " ".join(TEXTS * 5)
@@ -169,7 +171,7 @@ def test_more_requests_than_the_queue_holds(bert: Saved) -> None:
 # tasks that come and go
 
 
-def test_a_request_keeps_the_task_it_was_accepted_for(bert: Saved, tmp_path: object) -> None:
+def test_a_request_keeps_the_task_it_was_accepted_for(bert: Saved, tmp_path: Path) -> None:
     with start(bert, Limits(wait=0.5)) as engine:
         before = engine.submit(Request("trec", TEXTS[0]))
         engine.replace_task("trec", bert.tasks["sentiment"])
@@ -257,7 +259,7 @@ def test_names_that_are_refused(engine: Engine, bert: Saved, name: str) -> None:
         engine.add_task(name, bert.tasks["trec"])
 
 
-def test_tasks_that_are_refused(engine: Engine, bert: Saved, tmp_path: object) -> None:
+def test_tasks_that_are_refused(engine: Engine, bert: Saved, tmp_path: Path) -> None:
     before = dict(engine.tasks)
     with pytest.raises(ValueError, match="expected a new name, got 'trec', which is taken"):
         engine.add_task("trec", bert.tasks["trec"])
@@ -349,28 +351,19 @@ def test_cancelled_futures_are_cancelled(bert: Saved) -> None:
             future.result()
 
 
-def test_other_methods_adapters_are_refused(engine: Engine, bert: Saved, tmp_path: object) -> None:
-    from pathlib import Path
-
-    from peft import get_peft_model
-    from transformers import AutoModelForSequenceClassification
-
-    from peft_aot import BitFitConfig
-
+def test_other_methods_adapters_are_refused(engine: Engine, bert: Saved, tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(bert.backbone)
-    folder = Path(str(tmp_path)) / "bitfit"
+    folder = tmp_path / "bitfit"
     get_peft_model(model, BitFitConfig(task_type="SEQ_CLS")).save_pretrained(folder)
     with pytest.raises(TypeError, match="expected an AoT adapter"):
         engine.add_task("bitfit", folder)
 
 
-def test_a_head_that_lacks_a_part_is_refused(saved: Make, tmp_path: object) -> None:
-    from pathlib import Path
-
+def test_a_head_that_lacks_a_part_is_refused(saved: Make, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     distil = saved("distilbert")
-    folder = save_task(distil.backbone, "sentiment", Path(str(tmp_path)) / "part", 3)
+    folder = save_task(distil.backbone, "sentiment", tmp_path / "part", 3)
     path = folder / "adapter_model.safetensors"
     save_file({n: t for n, t in load_file(path).items() if "pre_classifier.bias" not in n}, path)
     with start(distil) as engine, pytest.raises(ValueError, match=r"expected pre_classifier .*got all but bias"):

@@ -138,7 +138,7 @@ def model_heads(
         left -= {f"{name}.{key}" for key in state}
     if left:
         raise ValueError(
-            f"expected heads among {sorted(heads)}, which the model has, got {sorted(left)[0]} in {source.model_id}; load the "
-            f"backbone with such a head, and an adapter with it in modules_to_save first"
+            f"expected heads among {sorted(heads)}, which the model has, got {sorted(left)[0]} in {source.model_id}; "
+            f"load the backbone with such a head, and an adapter with it in modules_to_save first"
         )
     return own

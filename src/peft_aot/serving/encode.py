@@ -70,24 +70,30 @@ class Encoder:
             words: Whether words are asked for.
 
         Raises:
-            ValueError: Nothing left to cut (a pair of which only one may be cut).
+            ValueError: Too long, and it may not be cut, or not enough.
         """
         special = bool(arguments.get("add_special_tokens", True))
         limit = min(int(arguments.get("max_length") or self.longest), self.longest)
         found: Encoding = self._whole.encode(text, pair, add_special_tokens=special)
         if len(found) > limit:
-            cutting = arguments.get("truncation", True)
-            with self._lock:
-                cut = self._cutting(
-                    text, pair, truncation=cutting or True, max_length=limit, add_special_tokens=special, verbose=False
-                )
-            found = cut.encodings[0]
-            if len(found) > limit:
-                raise ValueError(
-                    f"expected at most {limit} tokens, got {len(found)} after cutting the text that may be cut "
-                    f"({cutting}); send less text"
-                )
+            found = self._cut(text, pair, limit, special, arguments.get("truncation", True), len(found))
         return Encoded(found.ids, found.type_ids, _words(found) if words else ())
+
+    def _cut(self, text: str, pair: str | None, limit: int, special: bool, way: bool | str, length: int) -> Encoding:
+        refusal = (
+            f"expected at most {limit} tokens, got {length}, of which truncation={way!r} cannot cut enough; send less"
+        )
+        if way is False:
+            raise ValueError(refusal)
+        with self._lock:
+            try:
+                cut = self._cutting(
+                    text, pair, truncation=way, max_length=limit, add_special_tokens=special, verbose=False
+                )
+            except Exception as error:  # the tokenizers library raises nothing narrower
+                raise ValueError(refusal) from error
+        found: Encoding = cut.encodings[0]
+        return found
 
     def pad(self, batch: Sequence[Encoded], device: torch.device) -> dict[str, Tensor]:
         """Make the arguments of a model: int64 (B, T) each, as the tokenizer names them."""

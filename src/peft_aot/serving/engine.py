@@ -26,7 +26,7 @@ from peft_aot.suggestions import did_you_mean
 
 from .batch import Asked, Batches
 from .body import Precision, load_body
-from .errors import EngineClosed, Overloaded, UnknownTask
+from .errors import Overloaded, UnknownTask
 from .limits import Limits
 from .pipeline import BatchRecord, Pipeline
 from .request import Answer, Request, TaskInfo
@@ -72,7 +72,7 @@ class Engine:
         limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:
         loaded = load_body(backbone, precision, None if device is None else torch.device(device))
-        loaded.model.base_model.set_table_placement(placement, memory_budget)
+        loaded.model.set_table_placement(placement, memory_budget)
         self.backbone = str(backbone)
         self.width = int(loaded.body.config.hidden_size)
         self._encoder = loaded.encoder
@@ -241,7 +241,9 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close(drain=kind is None)
 
 

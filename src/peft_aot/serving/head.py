@@ -55,7 +55,7 @@ class HeadClass:
         config = copy.deepcopy(body.config)
         config.num_labels = 2
         with torch.device("meta"):
-            self.model: nn.Module = CLASSES[task_type].from_config(config, dtype=torch.float32)
+            self.model: nn.Module = CLASSES[task_type].from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         self.model.eval().requires_grad_(False)
         prefix = str(body.base_model_prefix)
         self._body = Body(getattr(self.model.get_submodule(prefix), "pooler", None))
@@ -98,8 +98,9 @@ class HeadClass:
                 )
             holder = nn.ModuleDict({"part": copy.deepcopy(routed.like)})
             fit_linears(holder, "part", "part", {f"part.{key}": tensor for key, tensor in state.items()})
-            holder["part"].load_state_dict(state, assign=True)
-            own[path] = holder["part"].float().eval().requires_grad_(False)
+            part = holder.get_submodule("part")
+            part.load_state_dict(state, assign=True)
+            own[path] = part.float().eval().requires_grad_(False)
         if left:
             raise ValueError(
                 f"expected the parts {sorted(self.parts)} of {type(self.model).__name__} in the adapter {where}, got "

@@ -188,10 +188,8 @@ class Pipeline:
                 self._slot.put(None)
                 return
             prepared = None
-            try:
+            with contextlib.suppress(Exception):  # which request is to blame shows when each runs alone
                 prepared = self._batches.prepare([one.asked for one in waiting])
-            except Exception:  # which request is to blame shows when each runs alone
-                pass
             self._slot.put((waiting, prepared))
 
     def _next(self) -> list[_Waiting] | None:

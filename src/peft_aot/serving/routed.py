@@ -18,14 +18,18 @@ class Routed(nn.Module):
         like: A module of the same class, without values.
 
     Attributes:
-        like: That.
         modules_of: (B), the module of each example of the batch that runs.
     """
 
     def __init__(self, like: nn.Module) -> None:
         super().__init__()
-        self.__dict__["like"] = like  # no submodule: it has no values
+        self._like = (like,)  # no submodule: it has no values
         self.modules_of: Sequence[nn.Module] = []
+
+    @property
+    def like(self) -> nn.Module:
+        """The module that has no values."""
+        return self._like[0]
 
     def forward(self, features: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Return outputs, padded with -inf to the widest."""
@@ -33,8 +37,9 @@ class Routed(nn.Module):
         if len(distinct) == 1:
             only: Tensor = distinct[0](features, *args, **kwargs)
             return only
-        if all(type(module) is nn.Linear for module in distinct):
-            return linear_rows(features, distinct, self.modules_of)
+        linears = [module for module in distinct if type(module) is nn.Linear]
+        if len(linears) == len(distinct):
+            return linear_rows(features, linears, self.modules_of)
         return looped_rows(features, distinct, self.modules_of, *args, **kwargs)
 
 
@@ -64,25 +69,22 @@ def looped_rows(
     return result
 
 
-def linear_rows(features: Tensor, distinct: Sequence[nn.Module], modules_of: Sequence[nn.Module]) -> Tensor:
+def linear_rows(features: Tensor, distinct: Sequence[nn.Linear], modules_of: Sequence[nn.Module]) -> Tensor:
     """Compute what `looped_rows` does for linear layers, as one product of all examples with all layers.
 
     Each example's own outputs are picked from it: a few thousand columns cost less than as many calls.
     """
-    widths = [module.out_features for module in distinct]  # type: ignore[union-attr]
-    weight = torch.cat([module.weight for module in distinct])  # type: ignore[union-attr,misc]
-    biases = [
-        module.weight.new_zeros(module.out_features) if module.bias is None else module.bias  # type: ignore[union-attr,operator,arg-type]
-        for module in distinct
-    ]
-    every = nn.functional.linear(features, weight, torch.cat(biases))  # type: ignore[arg-type]
+    width = max(module.out_features for module in distinct)
+    weights: list[Tensor] = [module.weight for module in distinct]
+    biases: list[Tensor] = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in distinct]
+    every = nn.functional.linear(features, torch.cat(weights), torch.cat(biases))
     order = {id(module): number for number, module in enumerate(distinct)}
-    task_of = torch.tensor([order[id(module)] for module in modules_of], device=features.device)
-    sizes = torch.tensor(widths, device=features.device)
-    starts = (sizes.cumsum(0) - sizes)[task_of]
-    columns = torch.arange(max(widths), device=features.device)
-    absent = columns >= sizes[task_of].unsqueeze(1)  # (B, C)
+    layer_of = torch.tensor([order[id(module)] for module in modules_of], device=features.device)
+    sizes = torch.tensor([module.out_features for module in distinct], device=features.device)
+    starts = (sizes.cumsum(0) - sizes)[layer_of]
+    columns = torch.arange(width, device=features.device)
+    absent = columns >= sizes[layer_of].unsqueeze(1)  # (B, C)
     index = (starts.unsqueeze(1) + columns).masked_fill(absent, 0)
-    shape = (len(modules_of), *[1] * (every.dim() - 2), max(widths))
-    wide = (*every.shape[:-1], max(widths))
-    return every.gather(-1, index.view(shape).expand(wide)).masked_fill(absent.view(shape), float("-inf"))
+    shape = (len(modules_of), *[1] * (every.dim() - 2), width)
+    picked = every.gather(-1, index.view(shape).expand(*every.shape[:-1], width))
+    return picked.masked_fill(absent.view(shape), float("-inf"))

@@ -122,7 +122,9 @@ def kind_of(card: HeadCard) -> Kind:
     return KINDS[card.problem_type or "single_label_classification"]
 
 
-def served(name: str, key: str, head: Mapping[str, nn.Module], where: str, nbytes: int, table: bool, longest: int) -> Served:
+def served(
+    name: str, key: str, head: Mapping[str, nn.Module], where: str, nbytes: int, table: bool, longest: int
+) -> Served:
     """Make what an engine keeps of a task that has been read into its bank.
 
     Args:

@@ -51,9 +51,7 @@ class Table:
         self._slots_of_layers: dict[tuple[str, ...], slice | None] = {}
 
     @classmethod
-    def open(
-        cls, path: str | Path, factors_sha256: str | None = None, names: Mapping[str, str] | None = None
-    ) -> Table:
+    def open(cls, path: str | Path, factors_sha256: str | None = None, names: Mapping[str, str] | None = None) -> Table:
         """Map a table.
 
         Args:
@@ -94,7 +92,11 @@ class Table:
         return self  # read-only: copies of a model share the mapping
 
     def __reduce__(self) -> tuple[Callable[..., Table | None], tuple[Path, str, tuple[str, ...]]]:
-        return _reopened, (self.path, self.header.factors_sha256, self.header.layers)  # names the file, without its gigabytes of rows
+        return _reopened, (
+            self.path,
+            self.header.factors_sha256,
+            self.header.layers,
+        )  # names the file, without its gigabytes of rows
 
     def layer_slot(self, name: str) -> int | None:
         """Return where a block stands on the layer axis, or None if the table has no rows for it."""
