@@ -36,7 +36,7 @@ class Line(Generic[T]):
     @property
     def turn(self) -> tuple[int, int]:
         """When it is this line's turn, the smallest first: the task's start tag, then the number of the first job."""
-        return self.share.start, self.jobs[self.head]
+        return self.share.start, next(iter(self.jobs.values()))
 
 
 class Bucket(Generic[T]):

@@ -80,9 +80,7 @@ class Encoder:
         return Encoded(found.ids, found.type_ids, _words(found) if words else ())
 
     def _cut(self, text: str, pair: str | None, limit: int, special: bool, way: bool | str, length: int) -> Encoding:
-        refusal = (
-            f"expected at most {limit} tokens, got {length}, of which truncation={way!r} cannot cut enough; send less"
-        )
+        refusal = f"expected at most {limit} tokens, got {length}, and truncation={way!r} cannot cut enough; send less"
         if way is False:
             raise ValueError(refusal)
         with self._lock:

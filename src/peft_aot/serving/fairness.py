@@ -1,9 +1,9 @@
 """Whose turn it is: start-time fair queueing (Goyal, Vin & Cheng 1996); knows tasks and costs, no jobs.
 
-A task's turn is its start tag, the smallest first. Being served at a cost moves the tag on by that cost, and a task that
-had nothing waiting joins at the virtual time, so that it neither saves up turns nor pays for what it had while others
-were away. The paper tags a packet when it arrives; here a task pays when it is served, which gives the same order, but
-for jobs that leave unserved: tagged on arrival, a task whose jobs expire would fall behind by work it never had.
+The task with the smallest start tag is next. Being served moves its tag on by the cost, and a task that had nothing
+waiting joins at the virtual time, so that it saves up no turns while it is away. The paper tags a packet when it
+arrives. Here a task pays when it is served, which gives the same order, except where jobs leave unserved: tagged on
+arrival, a task whose jobs expire would fall ever further behind for work that was never done.
 """
 
 from __future__ import annotations

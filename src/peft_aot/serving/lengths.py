@@ -9,7 +9,7 @@ STEP = 256
 
 
 def padded_length(tokens: int) -> int:
-    """Return the length of a text's bucket: the smallest of `BUCKETS`, or beyond them multiple of `STEP`, that holds it.
+    """Return the smallest of `BUCKETS`, and beyond them of the multiples of `STEP`, that holds a text.
 
     Args:
         tokens: Length of the text in tokens.

@@ -33,6 +33,7 @@ class Scheduler(Generic[T]):
         self._waiting: OrderedDict[Job[T], Line[T]] = OrderedDict()
         self._buckets: dict[int, Bucket[T]] = {}  # those that are not empty
         self._deadlines: list[tuple[float, int, Job[T]]] = []  # a heap, with jobs that have left
+        self._next: Line[T] | None = None  # the line whose turn it is, while that is known
         self._late: list[Job[T]] = []  # do not wait any more, and `expired` has not told yet
 
     def __len__(self) -> int:
@@ -72,7 +73,9 @@ class Scheduler(Generic[T]):
         bucket = self._buckets.get(padded)
         if bucket is None:
             bucket = self._buckets[padded] = Bucket(padded, stale=self._limits.queue)
-        self._waiting[job] = bucket.add(job, self._number, self._ledger.enter(job.task))
+        line = self._waiting[job] = bucket.add(job, self._number, self._ledger.enter(job.task))
+        if self._next and line.share.start < self._next.share.start:
+            self._next = line
         if job.deadline is not None:
             if len(self._deadlines) > 2 * self._limits.queue:
                 self._deadlines = [entry for entry in self._deadlines if self._waits(entry)]
@@ -157,8 +160,10 @@ class Scheduler(Generic[T]):
 
     def _first(self) -> Line[T] | None:
         """Return the line whose turn it is."""
-        lines = [line for bucket in list(self._buckets.values()) if (line := self._head(bucket))]
-        return min(lines, key=lambda line: line.turn, default=None)
+        if not self._next or self._next.head.cancelled():
+            lines = [line for bucket in list(self._buckets.values()) if (line := self._head(bucket))]
+            self._next = min(lines, key=lambda line: line.turn, default=None)
+        return self._next
 
     def _head(self, bucket: Bucket[T]) -> Line[T] | None:
         """Return the first line of a bucket, whose first job is still wanted."""
@@ -188,6 +193,7 @@ class Scheduler(Generic[T]):
 
     def _leave(self, job: Job[T]) -> None:
         line = self._waiting.pop(job)
+        self._next = None
         line.share.waiting -= 1
         line.bucket.remove(job, line)
         if not line.bucket.waiting:
