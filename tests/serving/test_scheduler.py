@@ -13,7 +13,10 @@ from peft_aot.serving.lengths import padded_length
 from peft_aot.serving.limits import Limits
 from peft_aot.serving.scheduler import Scheduler
 
-LENGTHS = (*(16, 32, 48, 64, 96, 128, 192, 256, 384, 512), *range(768, 5000, 256))
+LENGTHS = (
+    *(8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512),
+    *range(768, 5000, 256),
+)
 OF_TASK = "expected room for a job of task 'a', got 2 of its jobs waiting and 1 places free; ask `room` first"
 
 
@@ -175,7 +178,7 @@ def test_a_cancelled_job_is_never_handed_out(several: list[tuple[str, int, int]]
 def test_a_batch_that_is_not_full_has_room_for_another_of_its_bucket() -> None:
     ours = Scheduler[int](Limits(batch_tokens=200, wait=1.0))
     for count in range(1, 5):
-        ours.add(Job(count, "a", 33 + count, 0.25))
+        ours.add(Job(count, "a", 41 + count, 0.25))
         assert ours.due(0.5) == (0.75 if count < 4 else 0.0)  # a fifth of up to 48 tokens would be too many
     assert len(ours.next_batch(0.5)) == 4 and ours.due(0.5) is None
 
