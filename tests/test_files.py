@@ -377,6 +377,7 @@ def test_saved_and_loaded(method: str, tmp_path: Path) -> None:
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "head.json",
     ]
     loaded = PeftModel.from_pretrained(build("bert"), tmp_path)
     torch.testing.assert_close(result(loaded), expected)

@@ -17,6 +17,7 @@ import peft_aot
 from backbones import build, inputs, output
 from hub_server import TOKEN, Hub, serve
 from models import METHODS, adapted, config
+from peft_aot.head_card import HEAD_FILE, HeadCard
 from peft_aot.tables import TABLE_FILE
 
 BATCH = inputs("bert", "SEQ_CLS")
@@ -86,6 +87,24 @@ def test_push_without_table_removes_an_older_one(hub: Hub) -> None:
     assert TABLE_FILE not in hub.repositories["me/rte"].tree()
     check(load(), expected, table=False)
     assert "No fused table" in hub.repositories["me/rte"].tree()["README.md"].decode()
+
+
+def test_what_outputs_mean_goes_along(hub: Hub) -> None:
+    model = adapted("bert", num_labels=3)
+    model.get_base_model().config.id2label = {0: "neg", 1: "neutral", 2: "pos"}
+    pushed(model, tokenizer_args={"max_length": 16})
+    tree = hub.repositories["me/rte"].tree()
+    assert json.loads(tree[HEAD_FILE])["id2label"] == {"0": "neg", "1": "neutral", "2": "pos"}
+    card = HeadCard("SEQ_CLS", "single_label_classification", ("neg", "neutral", "pos"), {"max_length": 16})
+    assert load().base_model.head_cards == {"default": card}
+    pushed(load())
+    assert hub.repositories["me/rte"].tree()[HEAD_FILE] == tree[HEAD_FILE], "on a backbone with two labels"
+
+
+def test_options_are_refused_before_there_is_a_repository(hub: Hub) -> None:
+    with pytest.raises(ValueError, match="expected pooling to be one of mean, cls, got 'max'"):
+        pushed(adapted("bert"), pooling="max")
+    assert hub.repositories == {} and hub.requests == []
 
 
 def test_load_adapter_beside_another(hub: Hub) -> None:

@@ -49,6 +49,7 @@ def test_an_adapter_without_a_table(tmp_path: Path) -> None:
         "hidden size": "32",
         "factors": "2.34 kB",
         "head classifier": "2 x 32, 264 B",
+        "labels": "LABEL_0, LABEL_1",
         "fused table": "none; `peft-aot fuse DIR` makes one",
     }
 
@@ -104,6 +105,7 @@ def test_bitfit(tmp_path: Path) -> None:
         "target modules": "key, query",
         "values": format_bytes(2 * 2 * 32 * 4),
         "head classifier": "2 x 32, 264 B",
+        "labels": "LABEL_0, LABEL_1",
     }
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from peft_aot import train as training
 from peft_aot.evaluate import EvaluateOptions, evaluate
+from peft_aot.head_card import HEAD_FILE, HeadCard, read_head_card
 from peft_aot.loading import load_trained
 from peft_aot.loop import Diverged, TaskTrainer
 from peft_aot.methods import get_method, method_names
@@ -67,6 +68,17 @@ def test_every_method_saves_what_evaluate_and_predict_load(options: TrainOptions
     assert predict(load_trained(options.output), ["the dog is red", "a cat is blue"]) == answers
     assert all(answer.label in ("warm", "cold") for answer in answers)
     assert all(sum(answer.probabilities.values()) == pytest.approx(1.0) for answer in answers)
+
+
+def test_an_adapter_says_what_its_outputs_mean(options: TrainOptions) -> None:
+    options = dataclasses.replace(options, method="aot", max_length=24)
+    with pytest.raises(TrainingInterrupted):
+        train(options, StopAt(8))
+    expected = HeadCard("SEQ_CLS", "single_label_classification", ("cold", "warm"), {"max_length": 24})
+    for folder in (options.output, *options.output.glob("checkpoints/checkpoint-*")):
+        assert read_head_card(folder / HEAD_FILE) == expected, folder
+    card = train(dataclasses.replace(options, resume=True)).card
+    assert read_head_card(options.output / HEAD_FILE) == expected and card.labels == expected.labels
 
 
 def test_training_learns(options: TrainOptions) -> None:

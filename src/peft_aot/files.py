@@ -19,6 +19,7 @@ from peft import PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from peft_aot.card import CARD_FILE, TASK_FILE, complete_card, describe, read_task
+from peft_aot.head_card import HEAD_FILE, given_options, write_head_card
 from peft_aot.source import Source
 from peft_aot.staging import finish, staged
 from peft_aot.stored import StoredTuner, stored_tuners
@@ -37,6 +38,8 @@ def save_adapters(
     selected_adapters: list[str] | None = None,
     is_main_process: bool = True,
     safe_serialization: bool = True,
+    tokenizer_args: Mapping[str, Any] | None = None,
+    pooling: str | None = None,
     **kwargs: Any,
 ) -> None:
     """Save adapters as `PeftModel.save_pretrained` does, each all or nothing, with what its method saves beside it.
@@ -48,13 +51,17 @@ def save_adapters(
         selected_adapters: Names of the adapters, by default all.
         is_main_process: False writes nothing.
         safe_serialization: Whether as safetensors.
+        tokenizer_args: Arguments for the tokenizer's call (`max_length`, `truncation`, `add_special_tokens`) that
+            whoever asks the adapters needs; remembered.
+        pooling: How feature extraction makes one vector of hidden states, "mean" or "cls"; remembered.
         kwargs: The method's own options; the rest is passed on.
 
     Raises:
         TypeError: Another method's option.
-        ValueError: The method cannot save so.
+        ValueError: The method cannot save so, or there are no such tokenizer arguments or pooling.
     """
     tuner = _tuner(model)
+    given = given_options(tokenizer_args, pooling)
     options = _own_options(kwargs, tuner, "save_pretrained", lambda method: method.save_options)
     kwargs.update(
         selected_adapters=selected_adapters, is_main_process=is_main_process, safe_serialization=safe_serialization
@@ -73,16 +80,18 @@ def save_adapters(
         for name in names:
             subfolder = None if name == "default" else name
             source, destination = scratch / (subfolder or ""), target / (subfolder or "")
-            with staged(destination, CONFIG_NAME, (*WEIGHTS, *tuner.extra_files)) as folder:
+            with staged(destination, CONFIG_NAME, (*WEIGHTS, HEAD_FILE, *tuner.extra_files)) as folder:
                 for path in source.iterdir():
                     if path.is_file() and path.name != CARD_FILE:
                         shutil.move(path, folder)
+                write_head_card(tuner.head_card(name, given), folder)
                 beside = tuner.complete_saved(name, folder, options)
                 about = (type(tuner), name, model.peft_config[name], beside, read_task(destination))
                 card = destination / CARD_FILE if subfolder and (destination / CARD_FILE).is_file() else None
                 complete_card(card or scratch / CARD_FILE, folder / CARD_FILE, tuner.tag, [describe(*about)])
             sections.append(describe(*about, subfolder))
             tuner.note_source(name, Source(destination))
+            tuner.say_of_head(name, given)
         if "default" not in names:
             complete_card(scratch / CARD_FILE, scratch / CARD_FILE, tuner.tag, sections)
             with contextlib.suppress(OSError):
@@ -124,7 +133,9 @@ def load_adapter(
     with keep_adapters(model, tuner, adapter_name):
         result = load(model_id, adapter_name, *args, **kwargs)
         tuner.adapter_loaded(adapter_name, source, options)
+        card = tuner.find_head_card(adapter_name, source)
     tuner.note_source(adapter_name, source)
+    tuner.note_head_card(adapter_name, card)
     return result
 
 
@@ -140,6 +151,8 @@ def push_adapters(
     create_pr: bool = False,
     max_shard_size: int | str | None = None,
     tags: list[str] | None = None,
+    tokenizer_args: Mapping[str, Any] | None = None,
+    pooling: str | None = None,
     **kwargs: Any,
 ) -> huggingface_hub.CommitInfo:
     """Save to a scratch folder and upload it.
@@ -157,6 +170,8 @@ def push_adapters(
         create_pr: Open a pull request instead of committing.
         max_shard_size: Ignored: adapters are not sharded.
         tags: More tags for the model card.
+        tokenizer_args: As for `save_pretrained`.
+        pooling: As for `save_pretrained`.
         kwargs: The method's own options and whatever else `save_pretrained` takes.
 
     Returns:
@@ -164,8 +179,10 @@ def push_adapters(
 
     Raises:
         TypeError: Another method's option.
+        ValueError: There are no such tokenizer arguments or pooling.
     """
     tuner = _tuner(model)
+    given = given_options(tokenizer_args, pooling)
     _own_options({**kwargs}, tuner, "push_to_hub", lambda method: method.save_options)
     repo_id = huggingface_hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/pr"):
@@ -178,13 +195,13 @@ def push_adapters(
         folders = {name: Path(scratch, "" if name == "default" else name) for name in names}
         for name, folder in folders.items():
             _copy_task(tuner, name, folder)
-        model.save_pretrained(scratch, **kwargs)
+        model.save_pretrained(scratch, **given, **kwargs)
         if tags:
             for path in Path(scratch).rglob(CARD_FILE):
                 card = ModelCard.load(path)
                 card.data.tags = sorted({*(card.data.tags or []), *tags})
                 card.save(path)
-        replaced = (*WEIGHTS, *tuner.extra_files)  # an older one that is not written anew would be stale
+        replaced = (*WEIGHTS, HEAD_FILE, *tuner.extra_files)  # an older one that is not written anew would be stale
         commit = huggingface_hub.upload_folder(
             repo_id=repo_id,
             folder_path=scratch,

@@ -13,10 +13,13 @@ from safetensors import SafetensorError, safe_open
 from peft_aot.aot.config import AoTConfig
 from peft_aot.card import read_task
 from peft_aot.fusion import CONFIG_FILE, read_factors
+from peft_aot.head_card import HEAD_FILE, HeadCard, read_head_card
 from peft_aot.sizes import format_bytes
 from peft_aot.stored import stored_tuners
 from peft_aot.tables import TABLE_FILE, TableHeader, read_header
 from peft_aot.tables.format import factors_hash
+
+SHOWN_LABELS = 6
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class AdapterInfo:
         settings: More about an adapter of this package, in words, by name.
         fusable: Whether its method has tables.
         table: Its fused table, if it has one.
+        head_card: What its outputs mean, from `head.json`; None if there is no such file, or none that can be read.
+        head_problem: Why that file cannot be read, if it cannot.
     """
 
     path: Path
@@ -88,6 +93,8 @@ class AdapterInfo:
     settings: dict[str, str] = field(default_factory=dict)
     fusable: bool = False
     table: TableInfo | None = None
+    head_card: HeadCard | None = None
+    head_problem: str | None = None
 
 
 def describe(path: str | Path) -> AdapterInfo | TableInfo:
@@ -110,6 +117,7 @@ def describe(path: str | Path) -> AdapterInfo | TableInfo:
     own, heads = _weights(path, config)
     method = _text(config.peft_type) or "unknown"
     tuner = stored_tuners().get(method)
+    head_card, head_problem = _head_card(path)
     fusable = isinstance(config, AoTConfig) and config.bottleneck_input != "hidden"
     return AdapterInfo(
         path=path,
@@ -126,6 +134,8 @@ def describe(path: str | Path) -> AdapterInfo | TableInfo:
         settings={} if tuner is None else tuner.settings(config),
         fusable=fusable,
         table=_table(path) if fusable else None,
+        head_card=head_card,
+        head_problem=head_problem,
     )
 
 
@@ -147,6 +157,10 @@ def lines(info: AdapterInfo | TableInfo) -> list[tuple[str, str]]:
     for head in info.heads:
         outputs = " x ".join(str(length) for length in head.shape)
         found.append((f"head {head.name}", f"{outputs}, {format_bytes(head.bytes)}"))
+    if info.head_card is not None:
+        found += _card_lines(info.head_card)
+    elif info.head_problem is not None:
+        found.append((HEAD_FILE, f"not usable: {info.head_problem}"))
     if info.table is not None:
         found += _table_lines(info.table)
     elif info.fusable:
@@ -166,6 +180,28 @@ def _table_lines(table: TableInfo) -> list[tuple[str, str]]:
         ("rows", f"{len(header.layers)} blocks x {header.hidden_size} numbers, {header.row_bytes:,} bytes per token"),
         ("made for", header.base_model or "a backbone that was not recorded"),
     ]
+
+
+def _card_lines(card: HeadCard) -> list[tuple[str, str]]:
+    found = []
+    if card.labels:
+        more = f", ... ({len(card.labels)})" if len(card.labels) > SHOWN_LABELS else ""
+        found.append(("labels", ", ".join(card.labels[:SHOWN_LABELS]) + more))
+    if card.tokenizer_args:
+        found.append(("tokenizer arguments", ", ".join(f"{name}={v}" for name, v in card.tokenizer_args.items())))
+    if card.task_type == "FEATURE_EXTRACTION":
+        found.append(("pooling", card.pooling))
+    return found
+
+
+def _head_card(folder: Path) -> tuple[HeadCard | None, str | None]:
+    path = folder / HEAD_FILE
+    if not path.is_file():
+        return None, None
+    try:
+        return read_head_card(path), None
+    except ValueError as error:
+        return None, str(error)
 
 
 def _table(folder: Path) -> TableInfo | None:

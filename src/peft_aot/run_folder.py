@@ -1,6 +1,7 @@
 """The output directory of a training run: what may be started in it, and where a stopped run goes on.
 
-    <output>/adapter_config.json, adapter_model.safetensors, task.json   the adapter to keep
+    <output>/adapter_config.json, adapter_model.safetensors,
+             head.json, task.json                                        the adapter to keep
     <output>/checkpoints/run.json                                        the options of a run that has not finished
     <output>/checkpoints/checkpoint-<step>/                              its last and its best state
 
@@ -28,6 +29,7 @@ ARTIFACTS = (
     "adapter_model.safetensors",
     "aot_table.safetensors",
     "config.json",
+    "head.json",
     "model.safetensors",
     "special_tokens_map.json",
     "tokenizer.json",

@@ -16,6 +16,8 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from peft_aot.adapter_head import describe_head, find_card
+from peft_aot.head_card import HeadCard
 from peft_aot.parts import versions
 from peft_aot.source import Source
 
@@ -33,9 +35,11 @@ class StoredTuner(BaseTuner):
         fixed: Fields of the configuration that values depend on: none may differ from those of an adapter that the
             values are loaded into. None stands for a field that is filled in later.
         extra_files: Names of the files it may save beside the values.
-        save_options: Arguments of `save_pretrained` and `push_to_hub` that this method adds.
+        save_options: Arguments of `save_pretrained` and `push_to_hub` that this method adds to those of `files`.
         load_options: Arguments of `load_adapter` and `from_pretrained` that this method adds.
         sources: By adapter name, where it was loaded from or saved to last; kept by `files`.
+        head_cards: By adapter name, what is known of its head beside what the backbone says: the card it was loaded
+            with, and what the user said; kept by `files`.
     """
 
     method: ClassVar[str]
@@ -49,14 +53,16 @@ class StoredTuner(BaseTuner):
     save_options: ClassVar[frozenset[str]] = frozenset()
     load_options: ClassVar[frozenset[str]] = frozenset()
     sources: dict[str, Source]
+    head_cards: dict[str, HeadCard]
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        self.sources = {}
+        self.sources, self.head_cards = {}, {}
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter, and forget where it came from."""
+        """Delete an adapter, and forget where it came from and what its outputs mean."""
         super().delete_adapter(adapter_name)
         self.sources.pop(adapter_name, None)
+        self.head_cards.pop(adapter_name, None)
 
     # in words
 
@@ -125,6 +131,43 @@ class StoredTuner(BaseTuner):
         """Return where an adapter's files are, or None if its values have changed since or were never in files."""
         source = self.sources.get(adapter_name)
         return source if source is not None and source.versions == versions(self.model, adapter_name) else None
+
+    # what its outputs mean
+
+    def head_card(self, adapter_name: str, given: Mapping[str, Any]) -> HeadCard:
+        """Return the card to be saved with an adapter.
+
+        Args:
+            adapter_name: The adapter.
+            given: Fields of the card as the user wants them, see `head_card.given_options`.
+        """
+        known = self._known_card(adapter_name, given)
+        return describe_head(self.model, self.peft_config[adapter_name], adapter_name, known)
+
+    def find_head_card(self, adapter_name: str, source: Source) -> HeadCard | None:
+        """Return the card that was saved with an adapter whose values have just been loaded, if it is right."""
+        return find_card(source, self.model, self.peft_config[adapter_name], adapter_name)
+
+    def note_head_card(self, adapter_name: str, card: HeadCard | None) -> None:
+        """Note the card of an adapter that has just been loaded, or that it has none."""
+        self.head_cards.pop(adapter_name, None)
+        if card is not None:
+            self.head_cards[adapter_name] = card
+
+    def say_of_head(self, adapter_name: str, given: Mapping[str, Any]) -> None:
+        """Note fields of an adapter's card, for every save from now on; what is not given stays as it is.
+
+        Args:
+            adapter_name: The adapter.
+            given: Fields of the card as the user wants them, see `head_card.given_options`.
+        """
+        if given:
+            self.head_cards[adapter_name] = self._known_card(adapter_name, given)
+
+    def _known_card(self, adapter_name: str, given: Mapping[str, Any]) -> HeadCard:
+        # without labels, they are the backbone's at the time of the save: names may be corrected until then
+        known = self.head_cards.get(adapter_name, HeadCard(task_type=None))
+        return dataclasses.replace(known, **given)
 
 
 def stored_tuners() -> dict[str, type[StoredTuner]]:

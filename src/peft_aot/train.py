@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from peft_aot.features import collator, encode
 from peft_aot.fusion import fuse
+from peft_aot.head_card import given_options
 from peft_aot.inference import Logits
 from peft_aot.loading import ADAPTER_CONFIG, pick_device
 from peft_aot.loop import SCORE, ProgressReporter, StopRequest, TaskTrainer, load_weights, stop_on_interrupt
@@ -25,6 +26,7 @@ from peft_aot.preparation import Prepared, TrainOptions, prepare
 from peft_aot.progress import ProgressCallback, TrainingInterrupted
 from peft_aot.run_folder import ARTIFACTS
 from peft_aot.staging import staged
+from peft_aot.stored import StoredTuner
 from peft_aot.task_card import TaskCard, save_card
 
 __all__ = ["TrainOptions", "TrainResult", "train"]
@@ -133,6 +135,8 @@ def train(
     model: torch.nn.Module = backbone.model
     if prepared.config is not None:
         model = get_peft_model(backbone.model, prepared.config)
+        if isinstance(model.base_model, StoredTuner):  # in checkpoints too
+            model.base_model.say_of_head(model.active_adapter, given_options({"max_length": card.max_length}, None))
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     features = encode(prepared.train.items, backbone.tokenizer, task.kind, card.max_length)
     questions = encode(prepared.validation.items, backbone.tokenizer, task.kind, card.max_length)

@@ -172,6 +172,8 @@ class TaskTuner(StoredTuner):
             if isinstance(wrapper, ModulesToSaveWrapper) and first in wrapper.modules_to_save:
                 head = copy.deepcopy(wrapper.modules_to_save[first])
                 wrapper.modules_to_save[adapter_name] = head.requires_grad_(False)  # it is not active
+        if first in self.head_cards:
+            self.head_cards[adapter_name] = self.head_cards[first]
 
     def _refresh_layers(self) -> None:
         for module in self.model.modules():

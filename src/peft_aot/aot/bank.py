@@ -7,6 +7,7 @@ its end.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from peft_aot.suggestions import did_you_mean
 
 from .banked import BankedTask
 from .model import AoTModel, as_aot
-from .read_task import read_task
+from .read_task import HeadReader, model_heads, read_task
 
 
 class TaskBank:
@@ -31,6 +32,7 @@ class TaskBank:
 
     Args:
         model: A model with an AoT adapter, which says which blocks are wrapped and which heads a task may bring.
+        read_heads: Makes the heads of tasks in another way, for who runs heads that are none of the model's.
 
     Raises:
         TypeError: Not a model with an AoT adapter.
@@ -41,7 +43,7 @@ class TaskBank:
         >>> model(**batch, adapter_names=["boolq", "boolq", "__base__"])
     """
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: PeftModel, read_heads: HeadReader | None = None) -> None:
         tuner = getattr(model, "base_model", None)
         if not isinstance(tuner, AoTModel):
             raise TypeError(
@@ -50,6 +52,7 @@ class TaskBank:
             )
         self._tuner = tuner
         self._like = as_aot(next(iter(tuner.peft_config.values())))
+        self._read_heads = read_heads
         self._injections = -1
         self._heads: dict[str, RoutedHead] = {}
 
@@ -127,7 +130,8 @@ class TaskBank:
             self._injections = self._tuner.injections
             self._heads = {head.path: head for head in route_heads(self._tuner.model, self._tuner)}
         source = Source.named(model_id, hub)
-        return read_task(source, self._like, self._tuner.lookup.stacks, self._heads, use_table)
+        read_heads = self._read_heads or functools.partial(model_heads, self._heads)
+        return read_task(source, self._like, self._tuner.lookup.stacks, read_heads, use_table)
 
     def _check_free(self, name: str) -> None:
         if not isinstance(name, str) or not name or name == BASE:

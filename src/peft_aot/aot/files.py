@@ -6,7 +6,7 @@ Called by `AoTModel`; how an adapter itself is saved and loaded stands in `peft_
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -41,7 +41,11 @@ def save_table(folder: Path, backbone: nn.Module) -> bool:
 
 
 def find_table(
-    source: Source, config: AoTConfig, stacks: Sequence[StackRows], factors_for: Callable[[StackRows], StackedFactors]
+    source: Source,
+    config: AoTConfig,
+    stacks: Sequence[StackRows],
+    factors_for: Callable[[StackRows], StackedFactors],
+    names: Mapping[str, str] | None = None,
 ) -> Table | None:
     """Return the table beside an adapter whose factors were just loaded, if it is right.
 
@@ -53,6 +57,7 @@ def find_table(
         config: Its configuration.
         stacks: The stacks of the backbone.
         factors_for: Gives the adapter's factors in one of them.
+        names: What the blocks it was trained on are called in this backbone, where that differs.
     """
     if not config.inference_mode:
         return None  # about to be trained: rows would be stale at once
@@ -64,7 +69,7 @@ def find_table(
     try:
         factors = fusion.read_factors(weights)
         expected = factors_hash({f"{block}.{factor}": tensor for (block, factor), tensor in factors.items()})
-        table = Table.open(path, factors_sha256=expected)
+        table = Table.open(path, factors_sha256=expected, names=names)
         check_table(table, config, stacks, factors_for)
     except ValueError as error:
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=6)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
 
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -24,10 +25,12 @@ from .stack_rows import StackRows
 from .stacked import StackedFactors
 
 PREFIX = "base_model.model."
+HeadReader: TypeAlias = Callable[[Source, AoTConfig, Mapping[str, Tensor]], Mapping[str, nn.Module]]
+"""Makes a task's heads, by name, of where it is, its configuration, and what is saved beside its factors."""
 
 
 def read_task(
-    source: Source, like: AoTConfig, stacks: Sequence[StackRows], heads: Mapping[str, RoutedHead], use_table: bool
+    source: Source, like: AoTConfig, stacks: Sequence[StackRows], read_heads: HeadReader, use_table: bool
 ) -> BankedTask:
     """Read a saved adapter.
 
@@ -35,7 +38,7 @@ def read_task(
         source: Where it is.
         like: The configuration of an adapter that is on the model.
         stacks: The stacks of the model, all of whose blocks that the adapter knows are wrapped.
-        heads: The heads of the model that a task may bring its own of, by name.
+        read_heads: Makes its heads.
         use_table: Whether to use its table, if it has one.
 
     Raises:
@@ -62,6 +65,8 @@ def read_task(
     state = load_file(weights)
     check_finite(state)
     factors, rest = _split(state)
+    names = _names_here(factors, {name for layers in stacks for name in layers.slots})
+    factors = {names[block]: of_block for block, of_block in factors.items()}
     stacked = {layers.stack: _stack(config, layers, factors) for layers in stacks}
     unknown = factors.keys() - {name for layers in stacks for name in layers.slots}
     if unknown:
@@ -69,8 +74,8 @@ def read_task(
             f"expected an adapter for the wrapped blocks {stacks[0].blocks[0]} ... {stacks[-1].blocks[-1]}, got one "
             f"for {sorted(unknown)[0]} too; give the model's first adapter all blocks, or use load_adapter"
         )
-    own = _heads(heads, rest, str(source.model_id))
-    table = find_table(source, config, stacks, lambda layers: stacked[layers.stack]) if use_table else None
+    own = read_heads(source, config, rest)
+    table = find_table(source, config, stacks, lambda layers: stacked[layers.stack], names) if use_table else None
     return BankedTask(config.vocab_size or 0, own, stacked, table)
 
 
@@ -88,6 +93,15 @@ def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], d
     return factors, rest
 
 
+def _names_here(saved: Collection[str], blocks: Collection[str]) -> dict[str, str]:
+    """Return what blocks are called in this model: trained under a head, they have one more name in front, or less."""
+    names = {}
+    for name in saved:
+        found = [block for block in blocks if block.endswith(f".{name}") or name.endswith(f".{block}")]
+        names[name] = found[0] if name not in blocks and len(found) == 1 else name
+    return names
+
+
 def _stack(config: AoTConfig, layers: StackRows, factors: Mapping[str, Mapping[str, Tensor]]) -> StackedFactors:
     embedding = input_embedding(layers.stack)
     if embedding is None:
@@ -98,7 +112,20 @@ def _stack(config: AoTConfig, layers: StackRows, factors: Mapping[str, Mapping[s
     return StackedFactors(modules, None if device.type == "meta" else device)
 
 
-def _heads(heads: Mapping[str, RoutedHead], tensors: Mapping[str, Tensor], where: str) -> dict[str, nn.Module]:
+def model_heads(
+    heads: Mapping[str, RoutedHead], source: Source, config: AoTConfig, tensors: Mapping[str, Tensor]
+) -> dict[str, nn.Module]:
+    """Make a task's own heads where the model has some, with the class of these.
+
+    Args:
+        heads: The heads of the model that a task may bring its own of, by name.
+        source: Where the task is.
+        config: Its configuration.
+        tensors: What is saved beside its factors.
+
+    Raises:
+        ValueError: It has a head that the model has not.
+    """
     own, left = {}, set(tensors)
     for name, wrapper in heads.items():
         state = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
@@ -111,7 +138,7 @@ def _heads(heads: Mapping[str, RoutedHead], tensors: Mapping[str, Tensor], where
         left -= {f"{name}.{key}" for key in state}
     if left:
         raise ValueError(
-            f"expected heads among {sorted(heads)}, which the model has, got {sorted(left)[0]} in {where}; load the "
-            f"backbone with such a head, and an adapter with it in modules_to_save first"
+            f"expected heads among {sorted(heads)}, which the model has, got {sorted(left)[0]} in {source.model_id}; "
+            f"load the backbone with such a head, and an adapter with it in modules_to_save first"
         )
     return own

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -50,12 +51,13 @@ class Table:
         self._slots_of_layers: dict[tuple[str, ...], slice | None] = {}
 
     @classmethod
-    def open(cls, path: str | Path, factors_sha256: str | None = None) -> Table:
+    def open(cls, path: str | Path, factors_sha256: str | None = None, names: Mapping[str, str] | None = None) -> Table:
         """Map a table.
 
         Args:
             path: The file.
             factors_sha256: If given, the hash of the factors that the rows must have been computed from.
+            names: What to call blocks that have another name in the file.
 
         Raises:
             FileNotFoundError: No such file.
@@ -65,6 +67,8 @@ class Table:
         path = Path(path)
         mapped = MappedFile(path)
         header = read_header(path)
+        if names is not None:
+            header = dataclasses.replace(header, layers=tuple(names.get(name, name) for name in header.layers))
         if factors_sha256 is not None and header.factors_sha256 != factors_sha256:
             raise ValueError(
                 f"expected a table of factors {factors_sha256[:12]}, got {path} of factors "
@@ -87,8 +91,12 @@ class Table:
     def __deepcopy__(self, memo: object) -> Table:
         return self  # read-only: copies of a model share the mapping
 
-    def __reduce__(self) -> tuple[Callable[..., Table | None], tuple[Path, str]]:
-        return _reopened, (self.path, self.header.factors_sha256)  # names the file, without its gigabytes of rows
+    def __reduce__(self) -> tuple[Callable[..., Table | None], tuple[Path, str, tuple[str, ...]]]:
+        return _reopened, (
+            self.path,
+            self.header.factors_sha256,
+            self.header.layers,
+        )  # names the file, without its gigabytes of rows
 
     def layer_slot(self, name: str) -> int | None:
         """Return where a block stands on the layer axis, or None if the table has no rows for it."""
@@ -158,10 +166,10 @@ class Table:
         return rows.float() * self._scales[:, layers].index_select(0, slots).float().unsqueeze(-1)
 
 
-def _reopened(path: Path, factors_sha256: str) -> Table | None:
+def _reopened(path: Path, factors_sha256: str, layers: tuple[str, ...]) -> Table | None:
     """Map the table of a model that was pickled, if it is still there: without it the factors are used."""
     try:
-        return Table.open(path, factors_sha256)
+        return Table.open(path, factors_sha256, dict(zip(read_header(path).layers, layers, strict=True)))
     except (OSError, ValueError) as error:
         warnings.warn(f"{error}. Until then the factors are used.", stacklevel=2)
         return None
