@@ -70,9 +70,9 @@ def serve(
     check_exposure(host, settings.keys, settings.loading)  # before the backbone is loaded, which takes a while
     limits = Limits(batch_tokens=batch_tokens, batch_examples=batch_examples, queue=queue)
     quiet_libraries()
-    from peft_aot.serving.engine import Engine  # type: ignore[import-not-found]
+    from peft_aot.serving.engine import Engine
 
-    engine = Engine(model, limits=limits, placement=placement, memory_budget=memory_budget)
+    engine = Engine(model, limits=limits, placement=placement, memory_budget=memory_budget or "auto")
     try:
         run(engine, settings, host, port, lambda address: typer.echo(f"page, endpoints and /docs: {address}"))
     finally:

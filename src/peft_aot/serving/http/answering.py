@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import logging
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,13 +10,14 @@ from fastapi import APIRouter, Request
 import peft_aot.serving.request as serving
 from peft_aot.serving.request import Embedding
 
-from .asking import ENDPOINTS, check_number, check_task, check_timeout, settle, submit
+from .asking import ask_all, ask_each
+from .checks import check_number, check_task, check_timeout
 from .contract import Engine
 from .guard import GuardedRoute
+from .logs import LOGGER, fields
 from .metrics import Metrics
 from .problems import problem_of
 from .schemas import (
-    BASE,
     Asked,
     AskedEmbedding,
     Classified,
@@ -31,6 +32,7 @@ from .schemas import (
 from .settings import Settings
 
 CLASSIFY, TAG, EMBED = "/v1/classify", "/v1/tag", "/v1/embed"
+log = logging.getLogger(LOGGER)
 
 
 def answering_routes(engine: Engine, settings: Settings, metrics: Metrics, errors: dict[int | str, Any]) -> APIRouter:
@@ -46,30 +48,18 @@ def answering_routes(engine: Engine, settings: Settings, metrics: Metrics, error
 
     async def answers(asked: Asked, request: Request, endpoint: str) -> list[Any]:
         questions = asked.questions
+        request.state.texts = len(questions)
         timeout = check_timeout(asked.timeout, settings)
         check_number(len(questions), settings)
         check_task(asked.task, engine.tasks, endpoint)
         metrics.count_texts(asked.task, len(questions))
-        request.state.texts = len(questions)
-        futures: list[Future[serving.Answer]] = []
-        try:
-            for text, pair in questions:
-                futures.append(submit(engine, serving.Request(asked.task, text, pair, timeout), settings))
-            found = await settle(futures, timeout, request.receive)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-        for answer in found:
-            if isinstance(answer, BaseException):
-                raise answer
-        return found
+        requests = [serving.Request(asked.task, text, pair, timeout) for text, pair in questions]
+        return await ask_all(engine, requests, settings, timeout, request.receive)
 
     @router.post(CLASSIFY)
     async def classify(asked: Asked, request: Request) -> Classified:
         """Classify texts, or predict a number for each, with one task."""
-        found = await answers(asked, request, CLASSIFY)
-        return Classified(task=asked.task, results=found)
+        return Classified(task=asked.task, results=await answers(asked, request, CLASSIFY))
 
     @router.post(TAG)
     async def tag(asked: Asked, request: Request) -> Tagged:
@@ -85,30 +75,15 @@ def answering_routes(engine: Engine, settings: Settings, metrics: Metrics, error
     @router.post("/v1/batch", response_model_exclude_none=True)
     async def batch(asked: Mixed, request: Request) -> MixedAnswers:
         """Answer texts of any tasks; each gets its answer or its own error."""
+        request.state.texts = len(asked.requests)
         timeout = check_timeout(asked.timeout, settings)
         check_number(len(asked.requests), settings)
-        request.state.texts = len(asked.requests)
-        places: list[Future[serving.Answer] | Exception] = []
-        unknown: dict[str, Exception] = {}
-        tasks = engine.tasks
-        for question in asked.requests:
-            name = question.task
-            try:
-                if name in unknown:
-                    raise unknown[name]
-                check_task(name, tasks, EMBED if name == BASE or name not in tasks else ENDPOINTS[tasks[name].kind])
-                places.append(submit(engine, serving.Request(name, question.text, question.pair, timeout), settings))
-                metrics.count_texts(name, 1)
-            except Exception as error:  # it concerns this question alone
-                if name not in tasks and name != BASE:
-                    unknown[name] = error
-                places.append(error)
-        futures = [place for place in places if isinstance(place, Future)]
-        found = iter(await settle(futures, timeout, request.receive) if futures else [])
-        answered = [next(found) if isinstance(place, Future) else place for place in places]
-        return MixedAnswers(
-            results=[_mixed(question.task, answer) for question, answer in zip(asked.requests, answered, strict=True)]
-        )
+        requests = [serving.Request(each.task, each.text, each.pair, timeout) for each in asked.requests]
+        found = await ask_each(engine, requests, settings, timeout, request.receive)
+        for each, answer in zip(requests, found, strict=True):
+            if not isinstance(answer, BaseException):
+                metrics.count_texts(each.task, 1)
+        return MixedAnswers(results=[_mixed(each.task, answer) for each, answer in zip(requests, found, strict=True)])
 
     return router
 
@@ -119,7 +94,10 @@ def _vector(answer: Embedding) -> Vector:
 
 def _mixed(task: str, answer: serving.Answer | BaseException) -> MixedAnswer:
     if isinstance(answer, BaseException):
-        return MixedAnswer(task=task, error=Error(**problem_of(answer).body))
+        problem = problem_of(answer)
+        if problem.status == 500:
+            log.error("a question of several failed", extra=fields(task=task), exc_info=answer)
+        return MixedAnswer(task=task, error=Error(**problem.body))
     if isinstance(answer, Embedding):
         return MixedAnswer(task=task, result=_vector(answer))
     return MixedAnswer(task=task, result=answer)

@@ -3,103 +3,111 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from starlette.types import Receive
 
 from peft_aot.serving.errors import DeadlineExceeded, EngineClosed, UnknownTask
-from peft_aot.serving.request import Answer, Kind, Request, TaskInfo
-from peft_aot.suggestions import did_you_mean
+from peft_aot.serving.request import Answer, Request
 
+from .checks import check_length, unknown_task
 from .contract import Engine
 from .guard import client_gone
 from .problems import INVALID, Problem
 from .schemas import BASE
 from .settings import Settings
 
-ENDPOINTS: Mapping[Kind, str] = {
-    "single_label": "/v1/classify",
-    "multi_label": "/v1/classify",
-    "regression": "/v1/classify",
-    "tokens": "/v1/tag",
-    "embedding": "/v1/embed",
-}
-LISTED = 20
+SHORT = 4096
+"""Characters that are encoded so quickly that other calls may wait for it."""
+HINTS = 3
+"""Unknown names of a call for which one that is like it is looked for."""
 
 
-def check_task(name: str, tasks: Mapping[str, TaskInfo], endpoint: str) -> None:
-    """Refuse a task that is not there or that another endpoint answers.
+async def ask_all(
+    engine: Engine, requests: Sequence[Request], settings: Settings, timeout: float, receive: Receive
+) -> list[Answer]:
+    """Ask requests that are only of use together.
+
+    Args:
+        engine: Answers.
+        requests: For tasks that are there.
+        settings: Limits.
+        timeout: Seconds.
+        receive: Tells when the caller goes away. What nobody waits for is withdrawn.
 
     Raises:
-        UnknownTask: There is none of that name.
-        Problem: Its answers have another form.
+        Exception: The first that a request met; the others are withdrawn.
     """
-    if name == BASE:
-        right = "/v1/embed"
-    elif name in tasks:
-        right = ENDPOINTS[tasks[name].kind]
+    answers: list[Answer] = []
+    for answer in await ask_each(engine, requests, settings, timeout, receive, together=True):
+        if isinstance(answer, BaseException):
+            raise answer
+        answers.append(answer)
+    return answers
+
+
+async def ask_each(
+    engine: Engine,
+    requests: Sequence[Request],
+    settings: Settings,
+    timeout: float,
+    receive: Receive,
+    together: bool = False,
+) -> list[Answer | BaseException]:
+    """Ask requests; each gets its answer or what was raised in its place.
+
+    Args:
+        engine: Answers.
+        requests: For tasks that may be there or not.
+        settings: Limits.
+        timeout: Seconds.
+        receive: Tells when the caller goes away.
+        together: Whether to withdraw all as soon as one is refused.
+
+    Raises:
+        Problem: The caller went away.
+    """
+    if sum(len(request.text) + len(request.pair or "") for request in requests) > SHORT:
+        places = await asyncio.to_thread(_submit, engine, requests, settings)
     else:
-        raise UnknownTask(f"expected a task that is served, got {name!r}; {_suggestion(name, tasks)}")
-    if right != endpoint:
-        raise Problem(
-            422, "wrong_kind", f"expected a task for {endpoint}, got {name!r}, which is for {right}; send it there"
-        )
+        places = _submit(engine, requests, settings)
+    futures = [place for place in places if isinstance(place, Future)]
+    if together and len(futures) < len(places):
+        for future in futures:
+            future.cancel()
+        return [place for place in places if isinstance(place, BaseException)]
+    answers = iter(await _settle(futures, timeout, receive) if futures else [])
+    return [next(answers) if isinstance(place, Future) else place for place in places]
 
 
-def check_timeout(wanted: float | None, settings: Settings) -> float:
-    """Return the timeout of a call, in seconds.
-
-    Raises:
-        Problem: It is longer than allowed.
-    """
-    if wanted is not None and wanted > settings.max_timeout:
-        raise Problem(
-            422, INVALID, f"expected a timeout of at most {settings.max_timeout:g} s, got a longer one; allow less"
-        )
-    return settings.timeout if wanted is None else wanted
-
-
-def check_number(number: int, settings: Settings) -> None:
-    """Refuse too many texts in one call.
-
-    Raises:
-        Problem: There are more than allowed.
-    """
-    if number > settings.max_texts:
-        raise Problem(
-            422, INVALID, f"expected at most {settings.max_texts} texts in a call, got {number}; send several calls"
-        )
+def _submit(engine: Engine, requests: Sequence[Request], settings: Settings) -> list[Future[Answer] | BaseException]:
+    tasks, unknown = engine.tasks, dict[str, UnknownTask]()
+    places: list[Future[Answer] | BaseException] = []
+    for request in requests:
+        name = request.task
+        try:
+            if name not in tasks and name != BASE:
+                if name not in unknown:
+                    unknown[name] = unknown_task(name, tasks, search=len(unknown) < HINTS)
+                raise unknown[name]
+            check_length(request, settings)
+            places.append(engine.submit(request))
+        except UnknownTask as error:
+            places.append(error)
+        except ValueError as error:
+            places.append(Problem(422, INVALID, str(error)))
+        except Exception as error:  # it concerns this request alone
+            places.append(error)
+    return places
 
 
-def submit(engine: Engine, request: Request, settings: Settings) -> Future[Answer]:
-    """Queue a request.
-
-    Raises:
-        Problem: The text is too long, or the engine cannot read it.
-        UnknownTask, Overloaded, EngineClosed: See the engine.
-    """
-    length = max(len(request.text), len(request.pair or ""))
-    if length > settings.max_characters:
-        raise Problem(
-            422,
-            INVALID,
-            f"expected a text of at most {settings.max_characters:,} characters, got {length:,}; shorten it",
-        )
-    try:
-        return engine.submit(request)
-    except UnknownTask:
-        raise
-    except ValueError as error:
-        raise Problem(422, INVALID, str(error)) from error
-
-
-async def settle(futures: Sequence[Future[Answer]], timeout: float, receive: Receive) -> list[Answer | BaseException]:
+async def _settle(futures: Sequence[Future[Answer]], timeout: float, receive: Receive) -> list[Answer | BaseException]:
     """Wait for all answers, or what is raised in their place.
 
     Args:
-        futures: What `submit` returned.
+        futures: What the engine returned.
         timeout: Seconds from now; what is not answered then gets a `DeadlineExceeded`.
         receive: Tells when the caller goes away. What nobody waits for is withdrawn.
 
@@ -129,10 +137,3 @@ def _outcome(answer: asyncio.Future[Answer]) -> Answer | BaseException:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _suggestion(name: str, tasks: Mapping[str, TaskInfo]) -> str:
-    if not tasks:
-        return "no task is loaded yet"
-    said = did_you_mean(name, tasks)
-    return said if len(tasks) <= LISTED or said.startswith("did you mean") else "GET /v1/tasks lists them"

@@ -8,7 +8,7 @@ from typing import Any
 
 from peft_aot.serving.request import TaskInfo
 
-from .asking import ENDPOINTS
+from .checks import ENDPOINTS
 from .schemas import BASE
 
 TEXT = "A film that stays with you."

@@ -8,10 +8,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from peft_aot.serving.errors import EngineClosed, UnknownTask
+from peft_aot.serving.errors import EngineClosed
 
 from .adapters import Adapters
-from .asking import ENDPOINTS
+from .checks import ENDPOINTS, unknown_task
 from .contract import Engine
 from .guard import AdminRoute, GuardedRoute
 from .logs import LOGGER, fields
@@ -82,7 +82,7 @@ def loading_routes(engine: Engine, settings: Settings, errors: dict[int | str, A
         """Forget a task."""
         name = asked.lora_name
         if name not in engine.tasks:
-            raise UnknownTask(f"expected a task that is served, got {name!r}; GET /v1/tasks lists them")
+            raise unknown_task(name, engine.tasks)
         engine.remove_task(name)
         log.info("task removed", extra=fields(task=name))
         return Done(message=f"Success: task {name!r} is served no more.")

@@ -7,14 +7,10 @@ that a caller can invent.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from peft_aot.serving.request import TaskInfo
-
 from .contract import Batch, Engine
-from .schemas import BASE
 
 TASKS = 1000
 OTHER = "other"
@@ -71,7 +67,7 @@ class Metrics:
             self._errors.labels(endpoint, problem).inc()
 
     def count_texts(self, task: str, number: int) -> None:
-        """Count texts asked of a task."""
+        """Count texts asked of a task that is served."""
         self._texts.labels(self._label(task)).inc(number)
 
     def count_batch(self, batch: Batch) -> None:
@@ -91,18 +87,16 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _label(self, task: str) -> str:
-        tasks = self._engine.tasks
-        if task not in tasks and task != BASE:
-            return OTHER
         with self._lock:
-            if task not in self._names and len(self._names) >= TASKS:
-                self._forget_removed(tasks)
-            if task not in self._names and len(self._names) >= TASKS:
-                return OTHER
-            self._names.add(task)
+            if task not in self._names:
+                if len(self._names) >= TASKS:
+                    self._forget_removed()
+                if len(self._names) >= TASKS:
+                    return OTHER
+                self._names.add(task)
         return task
 
-    def _forget_removed(self, tasks: Mapping[str, TaskInfo]) -> None:
-        for name in self._names - set(tasks):
+    def _forget_removed(self) -> None:
+        for name in self._names - set(self._engine.tasks):
             self._texts.remove(name)
             self._names.discard(name)
