@@ -157,7 +157,10 @@ class FakeEngine:
             for observer in self.observers:
                 observer(record)
             self.answered += 1
-            future.set_result(self._answer(request))
+            try:
+                future.set_result(self._answer(request))
+            except Exception as error:
+                future.set_exception(error)
 
     def _answer(self, request: Request) -> Answer:
         kind = "embedding" if request.task == "__base__" else self.tasks[request.task].kind

@@ -105,6 +105,7 @@
       at("status").textContent =
         results.length + (results.length === 1 ? " answer in " : " answers in ") + ms + " ms" +
         (failed ? ", " + failed + " failed" : "") + ".";
+      at("status").scrollIntoView({ block: "nearest" }); // on a narrow screen the answers are below
       show();
     } catch (error) {
       at("status").textContent = "No answer.";

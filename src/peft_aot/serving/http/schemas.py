@@ -5,20 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from peft_aot.serving.request import Classification, Kind, MultiLabel, Regression, Tags
 
 BASE = "__base__"
-Name = Annotated[str, Field(min_length=1, max_length=128, description="Name of a task.")]
-NewName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"expected text, got half of a surrogate pair at character {error.start}; send both halves or neither"
+        ) from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]  # JSON can say what no UTF-8 can, and no answer could repeat
+Name = Annotated[Text, Field(min_length=1, max_length=128, description="Name of a task.")]
+NewName = Annotated[Text, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
 Timeout = Annotated[
     float | None,
     Field(default=None, gt=0, allow_inf_nan=False, description="Seconds after which no answer is wanted any more."),
 ]
-Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True)]
 Pairs = Annotated[
-    list[Annotated[list[str], Field(min_length=2, max_length=2)]],
+    list[Annotated[list[Text], Field(min_length=2, max_length=2)]],
     Field(min_length=1, fail_fast=True, description="Pairs."),
 ]
 
@@ -33,7 +46,7 @@ class Asked(Call):
     """One of text, texts and pairs, for one task."""
 
     task: Name
-    text: str | None = Field(default=None, description="One text.")
+    text: Text | None = Field(default=None, description="One text.")
     texts: Texts | None = Field(default=None, description="Several texts.")
     pairs: Pairs | None = Field(default=None, description="Several pairs of texts, for tasks that read two.")
     timeout: Timeout
@@ -59,7 +72,7 @@ class AskedEmbedding(Asked):
     """One of text, texts and pairs, for an embedding task or for the backbone."""
 
     task: Annotated[
-        str, Field(default=BASE, min_length=1, max_length=128, description="A task, or the backbone alone.")
+        Text, Field(default=BASE, min_length=1, max_length=128, description="A task, or the backbone alone.")
     ]
 
 
@@ -67,8 +80,8 @@ class Question(Call):
     """One text, or pair of texts, for one task."""
 
     task: Name
-    text: str
-    pair: str | None = None
+    text: Text
+    pair: Text | None = None
 
 
 class Mixed(Call):
@@ -82,7 +95,7 @@ class LoadAdapter(Call):
     """An adapter to serve; the names are vLLM's."""
 
     lora_name: NewName = Field(validation_alias=AliasChoices("lora_name", "name"), description="The task's name.")
-    lora_path: str = Field(
+    lora_path: Text = Field(
         validation_alias=AliasChoices("lora_path", "path"),
         min_length=1,
         max_length=4096,
