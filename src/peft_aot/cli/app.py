@@ -21,6 +21,7 @@ VERBS = {
     "compare": "Compare methods on tasks: search, seeds, costs; a table, pictures and a page.",
     "evaluate": "Score a trained adapter on a split or a file.",
     "predict": "Answer texts with a trained adapter: text in, JSON out.",
+    "serve": "Serve a folder of trained adapters over HTTP, all on one backbone.",
     "fuse": "Write the lookup table of a trained AoT adapter.",
     "info": "Say what an adapter or a table holds.",
 }
