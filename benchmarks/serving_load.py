@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer-rounds", type=int, default=7, help="peers: rounds that count")
     parser.add_argument("--seconds", type=float, default=60.0, help="latency: of arrivals per point")
     parser.add_argument("--latency-rounds", type=int, default=3, help="latency: rounds that these are split into")
-    parser.add_argument("--warmup-seconds", type=float, default=45.0, help="latency, overload: of closed load before")
+    parser.add_argument("--warmup-seconds", type=float, default=90.0, help="latency, overload: of closed load before")
     parser.add_argument("--overload-seconds", type=float, default=600.0, help="overload: how long")
     parser.add_argument("--isolation-requests", type=int, default=100_000, help="isolation: answers to get")
     parser.add_argument("--threads", type=int, default=32, help="isolation: that ask")

@@ -27,7 +27,7 @@ from peft_aot import AoTConfig
 from peft_aot.head_card import HeadCard, write_head_card
 from peft_aot.serving import Classification, Engine, Overloaded, Request, UnknownTask
 
-TASKS, VERSIONS, CHANGERS, TEXTS = 24, 3, 2, 12
+TASKS, VERSIONS, CHANGERS, TEXTS = 16, 2, 2, 12
 SCALE = 0.5
 """Of random values: so large that two tasks never answer alike."""
 Expected = dict[tuple[str, str], torch.Tensor]

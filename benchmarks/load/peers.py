@@ -65,7 +65,7 @@ class Lora:
             self.model.load_adapter(
                 str(folder), adapter_name=folder.name, low_cpu_mem_usage=True, autocast_adapter_dtype=False
             )
-        self.model.eval()
+        self.model.to(setting.dtype).eval()  # adapters loaded later keep the format of their files
 
     def per_request(self, requests: Sequence[Request]) -> Tensor:
         """Switch to the task of each request."""
