@@ -32,7 +32,7 @@ def measure(setting: Setting, command: Sequence[str], seconds: float, warmup: fl
         console.print(f"overload is skipped: {reason}")
         return
     mix, tasks = setting.mixes[-1], setting.counts[-1]
-    if setting.book.has("overload", model=setting.name, mix=mix, tasks=tasks, seconds=seconds):
+    if setting.book.has("overload", model=setting.name, mix=mix, tasks_loaded=tasks, seconds=seconds):
         return
     folder = setting.scratch / f"overload-{setting.name}"
     with serve(setting, command, tasks) as server:
@@ -67,7 +67,7 @@ def measure(setting: Setting, command: Sequence[str], seconds: float, warmup: fl
         "overload",
         **setting.facts(),
         mix=mix,
-        tasks=tasks,
+        tasks_loaded=tasks,
         seconds=seconds,
         capacity_http=round(capacity, 3),
         **figures,

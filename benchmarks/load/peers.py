@@ -151,7 +151,7 @@ def measure(setting: Setting, texts: int, rounds: int, warmup: int) -> None:
     """Measure every number of tasks under the last mix; see `capacity.measure`."""
     mix = setting.mixes[-1]
     for tasks in setting.counts:
-        if not setting.book.has("peers", model=setting.name, mix=mix, tasks=tasks):
+        if not setting.book.has("peers", model=setting.name, mix=mix, tasks_loaded=tasks):
             _measure(setting, tasks, mix, texts, rounds, warmup)
             gc.collect()
 
@@ -194,7 +194,7 @@ def _measure(setting: Setting, tasks: int, mix: str, texts: int, rounds: int, wa
         "peers",
         **setting.facts(),
         mix=mix,
-        tasks=tasks,
+        tasks_loaded=tasks,
         requests=texts,
         warmup_requests=texts * warmup,
         requests_per_second=rates,
