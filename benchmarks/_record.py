@@ -15,8 +15,8 @@ from peft_aot.timing import Timing
 RESULTS = Path(__file__).parent / "results"
 
 
-def append(name: str, record: dict[str, Any]) -> None:
-    """Add a line to `results/NAME.jsonl`."""
+def append(name: str, record: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Add a line to `results/NAME.jsonl`, or to that file in another folder."""
     record = {
         **record,
         "versions": versions(),
@@ -24,7 +24,7 @@ def append(name: str, record: dict[str, Any]) -> None:
         "threads": torch.get_num_threads(),
         "finished": now(),
     }
-    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+    with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

@@ -31,7 +31,9 @@ def lora_config(modules: str | list[str]) -> LoraConfig:
     return LoraConfig(**LORA, target_modules=modules)
 
 
-def save_tasks(folder: Path, backbone: Callable[[], nn.Module], config: PeftConfig, number: int) -> list[Path]:
+def save_tasks(
+    folder: Path, backbone: Callable[[], nn.Module], config: PeftConfig, number: int, scale: float = SCALE
+) -> list[Path]:
     """Write saved adapters that differ in their values, the first as PEFT does, the others like it.
 
     Args:
@@ -39,6 +41,7 @@ def save_tasks(folder: Path, backbone: Callable[[], nn.Module], config: PeftConf
         backbone: Makes the backbone.
         config: The adapters'.
         number: How many.
+        scale: Of random values.
 
     Returns:
         Their folders.
@@ -54,7 +57,7 @@ def save_tasks(folder: Path, backbone: Callable[[], nn.Module], config: PeftConf
         if task:
             shutil.copy(folder / "0" / "adapter_config.json", path)
         generator = torch.Generator().manual_seed(task)
-        values = {name: torch.randn(t.shape, generator=generator) * SCALE for name, t in state.items()}
+        values = {name: torch.randn(t.shape, generator=generator) * scale for name, t in state.items()}
         save_file(values, path / WEIGHTS, metadata={"format": "pt"})
         folders.append(path)
     settings = json.loads((folder / "0" / "adapter_config.json").read_text())

@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot as plt
 
+from _serving_pictures import draw_serving
 from peft_aot.compare.report.styles import COLOURS, GRID, INK, QUIET
 
 matplotlib.use("Agg")
@@ -201,6 +202,7 @@ def cold() -> str:
 def main() -> None:
     """Draw everything there are results for."""
     parts = {"forward": draw_forward(), "many": draw_many(), "new": draw_new(), "training": training(), "cold": cold()}
+    parts["serving"] = draw_serving(lines("serving_load"), IMAGES / "bench-serving.png")
     text = PAGE.read_text(encoding="utf-8")
     for name, table in parts.items():
         head, marker, rest = text.partition(f"<!-- {name} -->")

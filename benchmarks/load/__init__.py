@@ -1,0 +1,1 @@
+"""The sections of `serving_load.py`, and what they share."""
