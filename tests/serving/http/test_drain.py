@@ -51,58 +51,30 @@ def ask(url: str, outcomes: list[str]) -> None:
 
 
 def test_what_was_accepted_is_answered() -> None:
-    with server(seconds=0.005, delay=0) as (process, url):
+    with server(seconds=0.01, delay=0) as (process, url):
         outcomes: list[str] = []
         threads = [threading.Thread(target=ask, args=(url, outcomes)) for _ in range(CALLS)]
         for thread in threads:
             thread.start()
         end = time.monotonic() + 30
-        while (waiting := requests.get(f"{url}v1/load", timeout=10).json()["queued"] + len(outcomes)) < CALLS - 1:
-            assert time.monotonic() < end, waiting
+        while (arrived := requests.get(f"{url}v1/load", timeout=10).json()["queued"] + len(outcomes)) < CALLS - 1:
+            assert time.monotonic() < end, arrived
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert len(outcomes) < CALLS  # or it would have had nothing left to do
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"{url}readyz", timeout=5)
         told, logged = process.communicate(timeout=60)
         for thread in threads:
             thread.join()
     assert Counter(outcomes) == {"200": CALLS}
-    assert len(outcomes) < CALLS + 1
     assert told.splitlines()[-1] == f"closed after {CALLS} answers"
-    assert '"message": "Shutting down"' in logged
     assert all(line.startswith("{") for line in logged.splitlines())
 
 
-def test_it_was_still_busy_when_it_was_told() -> None:
-    """The test above would pass if all had been answered before: here the first signal finds one call unanswered."""
-    with server(seconds=1.0, delay=0) as (process, url):
-        outcomes: list[str] = []
-        thread = threading.Thread(target=ask, args=(url, outcomes))
-        thread.start()
-        time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        assert outcomes == []
-        with pytest.raises(requests.ConnectionError):
-            requests.get(f"{url}readyz", timeout=5)
-        thread.join()
-        process.wait(30)
-    assert outcomes == ["200"]
-
-
-def test_balancers_are_told_before_listening_ends() -> None:
-    with server(seconds=0, delay=1.5) as (process, url):
-        assert requests.get(f"{url}readyz", timeout=10).status_code == 200
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        assert requests.get(f"{url}readyz", timeout=10).status_code == 503
-        assert requests.get(f"{url}healthz", timeout=10).status_code == 200
-        outcomes: list[str] = []
-        ask(url, outcomes)
-        assert outcomes == ["200"]
-        process.wait(30)
-
-
-def test_bodies_that_do_not_come_and_callers_that_go() -> None:
-    with server(seconds=0.5, delay=0) as (process, url):
+def test_callers_that_go_and_balancers_that_are_told_in_time() -> None:
+    with server(seconds=0.5, delay=1.5) as (process, url):
         port = int(re.findall(r":(\d+)/", url)[0])
         head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 38\r\n\r\n"
         for _ in range(5):
@@ -112,9 +84,13 @@ def test_bodies_that_do_not_come_and_callers_that_go() -> None:
         start = time.monotonic()
         outcomes: list[str] = []
         ask(url, outcomes)
-        assert outcomes == ["200"]
         assert time.monotonic() - start < 1.5  # what nobody waited for was withdrawn, but for the one that was running
         process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert requests.get(f"{url}readyz", timeout=10).status_code == 503
+        assert requests.get(f"{url}healthz", timeout=10).status_code == 200
+        ask(url, outcomes)
+        assert outcomes == ["200", "200"]
         _, logged = process.communicate(timeout=30)
     assert logged.count('"problem": "client_gone"') == 5
 

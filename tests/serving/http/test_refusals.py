@@ -177,7 +177,7 @@ def test_a_mixed_call_under_overload(make_client: MakeClient) -> None:
     assert sum("result" in result for result in results) in (2, 3)
 
 
-def test_deadlines(make_client: MakeClient) -> None:
+def test_deadlines(make_client: MakeClient, caplog: Any) -> None:
     engine = FakeEngine()
     engine.go.clear()
     client = make_client(engine, timeout=0.05)
@@ -190,6 +190,7 @@ def test_deadlines(make_client: MakeClient) -> None:
     engine.go.set()
     time.sleep(0.1)
     assert engine.answered <= 1  # what nobody waited for was withdrawn
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_closed_engine(make_client: MakeClient) -> None:

@@ -124,8 +124,8 @@ async def _settle(futures: Sequence[Future[Answer]], timeout: float, receive: Re
         late = DeadlineExceeded(f"expected an answer within {timeout:g} s, got none; allow more time or send less")
         return [_outcome(each) if each.done() else late for each in waiting]
     finally:
-        gone.cancel()
-        everything.cancel()
+        for each in (gone, *waiting):
+            each.cancel()
 
 
 def _outcome(answer: asyncio.Future[Answer]) -> Answer | BaseException:

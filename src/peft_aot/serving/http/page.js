@@ -157,7 +157,7 @@
     for (const entity of entities) {
       line.append(characters.slice(end, entity.start).join(""));
       const mark = make("mark", characters.slice(entity.start, entity.end).join(""));
-      mark.append(make("small", entity.label + " " + Math.round(100 * entity.score) + " %"));
+      mark.append(" ", make("small", entity.label + " " + Math.round(100 * entity.score) + " %"));
       line.append(mark);
       end = entity.end;
     }
