@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from peft_aot.serving.http.app import make_app
+from peft_aot.serving.http.settings import Settings
 from serving.fake_engine import FakeEngine
 from serving.http.conftest import MakeClient
 
@@ -140,6 +143,27 @@ def test_a_body_that_turns_out_too_large(make_client: MakeClient) -> None:
     refused(client.post("/v1/classify", content=parts()), 413, "too_large")
     exactly = json.dumps({"task": "sentiment", "text": "x"}).encode().ljust(1000)
     assert client.post("/v1/classify", content=iter([exactly[:500], exactly[500:]])).status_code == 200
+
+
+def test_a_body_that_does_not_come() -> None:
+    app = make_app(FakeEngine(), Settings(body_timeout=0.05))
+    path = "/v1/classify"
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert b"expected the body within 0.05 s, got a part of it; send it faster" in sent[1]["body"]
 
 
 def test_too_many_texts_and_too_long_ones(make_client: MakeClient) -> None:
