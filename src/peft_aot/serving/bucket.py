@@ -80,6 +80,11 @@ class Bucket(Generic[T]):
         self.waiting += 1
         return line
 
+    @property
+    def bound(self) -> tuple[int, int]:
+        """A turn that no line of this bucket is before; only while a job waits."""
+        return self._heap[0][0]
+
     def first(self) -> Line[T] | None:
         """Return the line whose turn is first, or None."""
         while self._heap:

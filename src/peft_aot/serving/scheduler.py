@@ -161,8 +161,13 @@ class Scheduler(Generic[T]):
     def _first(self) -> Line[T] | None:
         """Return the line whose turn it is."""
         if not self._next or self._next.head.cancelled():
-            lines = [line for bucket in list(self._buckets.values()) if (line := self._head(bucket))]
-            self._next = min(lines, key=lambda line: line.turn, default=None)
+            best: Line[T] | None = None
+            for bucket in list(self._buckets.values()):
+                if best is None or bucket.bound < best.turn:
+                    line = self._head(bucket)
+                    if line and (best is None or line.turn < best.turn):
+                        best = line
+            self._next = best
         return self._next
 
     def _head(self, bucket: Bucket[T]) -> Line[T] | None:
@@ -187,9 +192,8 @@ class Scheduler(Generic[T]):
         return jobs
 
     def _waits(self, entry: tuple[float, int, Job[T]]) -> bool:
-        """Return whether an entry of the deadlines is of a job that waits, and has not left and come back."""
-        line = self._waiting.get(entry[2])
-        return line is not None and line.jobs[entry[2]] == entry[1]
+        """Return whether an entry of the deadlines is of a job that still waits."""
+        return entry[2] in self._waiting
 
     def _leave(self, job: Job[T]) -> None:
         line = self._waiting.pop(job)
