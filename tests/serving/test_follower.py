@@ -132,7 +132,9 @@ def test_one_broken_adapter_costs_its_own_task_only(
     follows = Follower(engine, folder)  # type: ignore[arg-type]
     assert engine.tasks == {"b": "x/b"}
     [(name, problem)] = follows.problems(["a", "b", "c"]).items()
-    message = "expected the adapter of task 'a' to load, got ValueError: expected an adapter, got x/a; it is tried again"
+    message = (
+        "expected the adapter of task 'a' to load, got ValueError: expected an adapter, got x/a; it is tried again"
+    )
     assert name == "a" and message in str(problem)
     engine.broken.clear()
     follows.catch_up()

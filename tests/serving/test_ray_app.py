@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
-from served_models import TEXTS, Saved, save_task
 
 from peft_aot.serving import Classification, Embedding, Engine, MultiLabel, Regression, Request, Tags, UnknownTask
+from served_models import TEXTS, Saved, save_task
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "peft_aot[ray]"')
 pytest.importorskip("fastapi", reason='the server needs `pip install "peft_aot[serve]"`')

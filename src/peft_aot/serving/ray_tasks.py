@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ReplicaState as State
+
+from peft_aot.suggestions import did_you_mean
 
 from .ray_replica import Replica, ReplicaState
 from .wanted import Wanted
@@ -49,7 +50,7 @@ class ClusterTasks:
         Raises:
             FileNotFoundError: No adapter there.
             TypeError: Another method's adapter.
-            ValueError: The name is no good, or the adapter does not fit. Nothing has changed.
+            ValueError: No such application, the name is no good, or the adapter does not fit. Nothing has changed.
             RuntimeError: The adapter loads on one replica and not on another; those try again.
             TimeoutError: Not every replica has it yet; they go on by themselves.
         """
@@ -76,6 +77,10 @@ class ClusterTasks:
         return list(self._handle().broadcast("state").results(timeout_s=self.timeout))
 
     def _handle(self) -> DeploymentHandle[Replica]:
+        running = serve.status().applications
+        if self.app not in running:
+            hint = did_you_mean(self.app, running) if running else "there is none, start one with `serve run`"
+            raise ValueError(f"expected the name of a running application, got '{self.app}'; {hint}")
         return serve.get_deployment_handle(DEPLOYMENT, self.app)
 
     def _change(self, deadline: float, method: str, *arguments: str | None) -> Wanted:
@@ -88,6 +93,13 @@ class ClusterTasks:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(PAUSE)
+            except TimeoutError as error:
+                if isinstance(error, RayTaskError):  # a replica's own
+                    raise
+                raise TimeoutError(
+                    f"expected a replica of the application '{self.app}' to {method} '{arguments[0]}' within "
+                    f"{self.timeout:g} s, got none that did; see `serve status`, and allow more time"
+                ) from error
 
     def _spread(self, wanted: Wanted, name: str, deadline: float) -> list[str]:
         while True:
@@ -121,4 +133,4 @@ class ClusterTasks:
 
     def _running(self) -> int:
         deployment = serve.status().applications[self.app].deployments[DEPLOYMENT]
-        return deployment.replica_states.get(State.RUNNING, 0)
+        return sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
