@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file, save_file
 from scipy.special import expit, softmax
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -42,7 +43,8 @@ Make = Callable[[str], Saved]
 
 
 def start(saved: Saved, limits: Limits = Limits(wait=0.01), **arguments: object) -> Engine:  # noqa: B008
-    engine = Engine(saved.backbone, precision="fp32", device="cpu", limits=limits, **arguments)  # type: ignore[arg-type]
+    told = {"precision": "fp32", "device": "cpu", "memory_budget": 2**24, **arguments}
+    engine = Engine(saved.backbone, limits=limits, **told)  # type: ignore[arg-type]
     for name, folder in saved.tasks.items():
         engine.add_task(name, folder)
     return engine
@@ -139,7 +141,7 @@ def test_long_texts_are_cut_where_the_task_says(bert: Saved, tmp_path: Path) -> 
         assert len(tags.words) == 38  # of 40 tokens two are special
 
 
-def test_what_is_told_of_tasks(engine: Engine) -> None:
+def test_what_is_told_of_tasks(engine: Engine, bert: Saved) -> None:
     assert {name: info.kind for name, info in engine.tasks.items()} == {
         "trec": "single_label",
         "topics": "multi_label",
@@ -150,6 +152,8 @@ def test_what_is_told_of_tasks(engine: Engine) -> None:
         "fused": "single_label",
     }
     assert engine.tasks["fused"].has_table
+    own = load_file(bert.tasks["sentiment"] / "adapter_model.safetensors")
+    assert engine.tasks["sentiment"].nbytes == sum(tensor.nbytes for tensor in own.values())  # no shared pooler
     assert not engine.tasks["trec"].has_table
     assert engine.tasks["score"].labels == engine.tasks["vectors"].labels == ()
     assert engine.tasks["trec"].labels == tuple(KINDS["trec"]["labels"])
@@ -265,7 +269,7 @@ def test_tasks_that_are_refused(engine: Engine, bert: Saved, tmp_path: Path) -> 
         engine.add_task("trec", bert.tasks["trec"])
     with pytest.raises(UnknownTask, match="expected the name of a task, got 'other'"):
         engine.replace_task("other", bert.tasks["trec"])
-    with pytest.raises((FileNotFoundError, ValueError)):
+    with pytest.raises(FileNotFoundError, match=r"expected adapter_config.json in .*, got none; pass a folder"):
         engine.add_task("new", str(tmp_path))
     assert engine.tasks == before
     assert len(engine._bank) == len(before)
@@ -317,6 +321,15 @@ def test_closing_answers_what_was_accepted(bert: Saved) -> None:
     engine.close()
 
 
+def test_closing_gives_the_memory_for_rows_back(bert: Saved) -> None:
+    engine = start(bert, memory_budget=2**22)
+    engine.answer(mixed(20, 2))
+    lookup = engine._model.base_model.lookup
+    assert lookup.stacks[0].cache is not None
+    engine.close()
+    assert lookup.stacks[0].cache is None
+
+
 def test_closing_at_once_fails_what_waits(bert: Saved) -> None:
     engine = start(bert, Limits(wait=30))
     futures: list[Future[Answer]] = [engine.submit(request) for request in mixed(20, 9)]
@@ -360,8 +373,6 @@ def test_other_methods_adapters_are_refused(engine: Engine, bert: Saved, tmp_pat
 
 
 def test_a_head_that_lacks_a_part_is_refused(saved: Make, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     distil = saved("distilbert")
     folder = save_task(distil.backbone, "sentiment", tmp_path / "part", 3)
     path = folder / "adapter_model.safetensors"

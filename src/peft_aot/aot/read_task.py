@@ -48,6 +48,10 @@ def read_task(
     """
     if source.folder is not None:
         finish(source.folder, CONFIG_NAME)
+    if source.file(CONFIG_NAME) is None:
+        raise FileNotFoundError(
+            f"expected {CONFIG_NAME} in {source.model_id}, got none; pass a folder or repository with a saved adapter"
+        )
     config = PeftConfig.from_pretrained(str(source.model_id), **source.hub)
     if not isinstance(config, AoTConfig):
         raise TypeError(f"expected an AoT adapter in {source.model_id}, got {config.peft_type}; a bank holds only AoT")

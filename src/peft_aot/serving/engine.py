@@ -73,6 +73,7 @@ class Engine:
     ) -> None:
         loaded = load_body(backbone, precision, None if device is None else torch.device(device))
         loaded.model.set_table_placement(placement, memory_budget)
+        self._model = loaded.model
         self.backbone = str(backbone)
         self.width = int(loaded.body.config.hidden_size)
         self._encoder = loaded.encoder
@@ -83,6 +84,7 @@ class Engine:
         info = TaskInfo(BASE, "embedding", (), self._encoder.longest, self.backbone, 0, False)
         self._base = Served(info, None, {}, {})
         self._tasks: Mapping[str, Served] = {}
+        self._infos: Mapping[str, TaskInfo] = {}
         self._batches = Batches(loaded.model, loaded.encoder, readers.classes, loaded.device)
         self._pipeline = Pipeline(self._batches, limits, self._forget)
         self.observers: list[Callable[[BatchRecord], None]] = self._pipeline.observers
@@ -91,8 +93,8 @@ class Engine:
 
     @property
     def tasks(self) -> Mapping[str, TaskInfo]:
-        """The tasks that are there now, by name."""
-        return {name: task.info for name, task in self._tasks.items()}
+        """The tasks that are there now, by name; the mapping stays as it is when tasks come and go."""
+        return self._infos
 
     def add_task(self, name: str, adapter: str | Path, **hub: Any) -> TaskInfo:
         """Add a task; requests are answered meanwhile.
@@ -126,7 +128,7 @@ class Engine:
             self._check_taken(name, wanted=True)
             tasks = dict(self._tasks)
             old = tasks.pop(name)
-            self._tasks = tasks
+            self._change(tasks)
         self._pipeline.retire(old)
 
     def _put(self, name: str, adapter: str | Path, hub: Mapping[str, Any], wanted: bool) -> TaskInfo:
@@ -140,13 +142,16 @@ class Engine:
             with self._changing:
                 self._check_taken(name, wanted)  # another thread may have been quicker
                 old = self._tasks.get(name)
-                self._tasks = {**self._tasks, name: task}
+                self._change({**self._tasks, name: task})
         except ValueError:
             self._bank.remove(key)
             raise
         if old is not None:
             self._pipeline.retire(old)
         return task.info
+
+    def _change(self, tasks: Mapping[str, Served]) -> None:
+        self._tasks, self._infos = tasks, {name: task.info for name, task in tasks.items()}
 
     def _forget(self, task: Served) -> None:
         if task.key is not None:
@@ -230,13 +235,14 @@ class Engine:
         return self._pipeline.queued
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
-        """Take no more requests and end the threads.
+        """Take no more requests, end the threads, and give back the memory for rows.
 
         Args:
             drain: Whether to answer what was accepted; otherwise it fails with `EngineClosed`.
             timeout: Seconds to wait at most; what is not answered then fails.
         """
         self._pipeline.close(drain, timeout)
+        self._model.set_table_placement("factors")  # gives the memory for rows back at once
 
     def __enter__(self) -> Engine:
         return self

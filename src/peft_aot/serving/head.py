@@ -77,6 +77,9 @@ class HeadClass:
             tensors: What is saved beside the task's factors, by names in the class it was trained in.
             where: Where from, for messages.
 
+        Returns:
+            The task's own parts; those that the body has and all tasks share are left out.
+
         Raises:
             ValueError: A part is missing, or there is one that the class has not.
         """
@@ -86,7 +89,6 @@ class HeadClass:
             state = {key.removeprefix(f"{path}."): t for key, t in tensors.items() if key.startswith(f"{path}.")}
             left -= {f"{path}.{key}" for key in state}
             if not state and path in self._shared:
-                own[path] = self._shared[path]
                 continue
             wanted = set(routed.like.state_dict())
             if set(state) != wanted:
@@ -121,7 +123,7 @@ class HeadClass:
         """
         self._body.hidden = hidden.float()
         for path, routed in self.parts.items():
-            routed.modules_of = [head[path] for head in heads]
+            routed.modules_of = [head[path] if path in head else self._shared[path] for head in heads]
         try:
             logits: Tensor = self.model(**inputs).logits
             return logits

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, TypeAlias
 
 from fastapi import APIRouter, Request
 
@@ -18,6 +19,7 @@ from .logs import LOGGER, fields
 from .metrics import Metrics
 from .problems import problem_of
 from .schemas import (
+    BASE,
     Asked,
     AskedEmbedding,
     Classified,
@@ -32,10 +34,22 @@ from .schemas import (
 from .settings import Settings
 
 CLASSIFY, TAG, EMBED = "/v1/classify", "/v1/tag", "/v1/embed"
+FindTasks: TypeAlias = Callable[[Collection[str]], Awaitable[Mapping[str, Exception]]]
 log = logging.getLogger(LOGGER)
 
 
-def answering_routes(engine: Engine, settings: Settings, metrics: Metrics, errors: dict[int | str, Any]) -> APIRouter:
+async def find_none(names: Collection[str]) -> Mapping[str, Exception]:
+    """Find no task but those the engine has."""
+    return {}
+
+
+def answering_routes(
+    engine: Engine,
+    settings: Settings,
+    metrics: Metrics,
+    errors: dict[int | str, Any],
+    find_tasks: FindTasks = find_none,
+) -> APIRouter:
     """Make the endpoints that answer texts.
 
     Args:
@@ -43,14 +57,22 @@ def answering_routes(engine: Engine, settings: Settings, metrics: Metrics, error
         settings: Limits.
         metrics: Told how many texts each task gets.
         errors: The documentation of what may go wrong.
+        find_tasks: Given the names of tasks that are asked and not there, gets those that it can into the engine, and
+            returns why others that should be there are not.
     """
     router = APIRouter(route_class=GuardedRoute, responses=errors, tags=["answers"])
+
+    async def absent(names: set[str]) -> Mapping[str, Exception]:
+        missing = names - engine.tasks.keys() - {BASE}
+        return await find_tasks(missing) if missing else {}
 
     async def answers(asked: Asked, request: Request, endpoint: str) -> list[Any]:
         questions = asked.questions
         request.state.texts = len(questions)
         timeout = check_timeout(asked.timeout, settings)
         check_number(len(questions), settings)
+        for problem in (await absent({asked.task})).values():
+            raise problem
         check_task(asked.task, engine.tasks, endpoint)
         metrics.count_texts(asked.task, len(questions))
         requests = [serving.Request(asked.task, text, pair, timeout) for text, pair in questions]
@@ -79,7 +101,8 @@ def answering_routes(engine: Engine, settings: Settings, metrics: Metrics, error
         timeout = check_timeout(asked.timeout, settings)
         check_number(len(asked.requests), settings)
         requests = [serving.Request(each.task, each.text, each.pair, timeout) for each in asked.requests]
-        found = await ask_each(engine, requests, settings, timeout, request.receive)
+        absences = await absent({each.task for each in requests})
+        found = await ask_each(engine, requests, settings, timeout, request.receive, absences=absences)
         for each, answer in zip(requests, found, strict=True):
             if not isinstance(answer, BaseException):
                 metrics.count_texts(each.task, 1)

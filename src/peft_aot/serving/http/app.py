@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 
 import peft_aot
 
-from .answering import answering_routes
+from .answering import FindTasks, answering_routes, find_none
 from .contract import Engine
 from .examples import with_examples
 from .health import Readiness, metrics_routes, probe_routes
@@ -42,7 +42,7 @@ ERRORS = {
 }
 
 
-def make_app(engine: Engine, settings: Settings) -> FastAPI:
+def make_app(engine: Engine, settings: Settings, find_tasks: FindTasks = find_none) -> FastAPI:
     """Put an engine behind HTTP.
 
     The application loads the tasks of `settings.tasks` once it runs, and closes the engine, after it has answered what
@@ -51,6 +51,7 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
     Args:
         engine: Answers.
         settings: Limits and permissions.
+        find_tasks: Where tasks may come from while they are asked for, see `answering_routes`.
 
     Raises:
         FileNotFoundError: `settings.tasks` is no folder.
@@ -89,7 +90,7 @@ def make_app(engine: Engine, settings: Settings) -> FastAPI:
     }
     # only for the documentation: GuardedRoute checks the key, before the body is read
     keyed = [Depends(HTTPBearer(auto_error=False))] if settings.keys.api or settings.keys.admin else []
-    app.include_router(answering_routes(engine, settings, metrics, errors), dependencies=keyed)
+    app.include_router(answering_routes(engine, settings, metrics, errors, find_tasks), dependencies=keyed)
     app.include_router(listing_routes(engine, errors), dependencies=keyed)
     if settings.loading:
         app.include_router(loading_routes(engine, settings, errors), dependencies=keyed)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import Any
 
 from starlette.types import Receive
@@ -55,6 +56,7 @@ async def ask_each(
     timeout: float,
     receive: Receive,
     together: bool = False,
+    absences: Mapping[str, Exception] = MappingProxyType({}),
 ) -> list[Answer | BaseException]:
     """Ask requests; each gets its answer or what was raised in its place.
 
@@ -65,14 +67,15 @@ async def ask_each(
         timeout: Seconds.
         receive: Tells when the caller goes away.
         together: Whether to withdraw all as soon as one is refused.
+        absences: Why tasks that should be there are not.
 
     Raises:
         Problem: The caller went away.
     """
     if sum(len(request.text) + len(request.pair or "") for request in requests) > SHORT:
-        places = await asyncio.to_thread(_submit, engine, requests, settings)
+        places = await asyncio.to_thread(_submit, engine, requests, settings, absences)
     else:
-        places = _submit(engine, requests, settings)
+        places = _submit(engine, requests, settings, absences)
     futures = [place for place in places if isinstance(place, Future)]
     if together and len(futures) < len(places):
         for future in futures:
@@ -82,8 +85,10 @@ async def ask_each(
     return [next(answers) if isinstance(place, Future) else place for place in places]
 
 
-def _submit(engine: Engine, requests: Sequence[Request], settings: Settings) -> list[Future[Answer] | BaseException]:
-    tasks, unknown = engine.tasks, dict[str, UnknownTask]()
+def _submit(
+    engine: Engine, requests: Sequence[Request], settings: Settings, absences: Mapping[str, Exception]
+) -> list[Future[Answer] | BaseException]:
+    tasks, unknown = engine.tasks, dict(absences)
     places: list[Future[Answer] | BaseException] = []
     for request in requests:
         name = request.task

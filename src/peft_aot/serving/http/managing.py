@@ -68,7 +68,7 @@ def loading_routes(engine: Engine, settings: Settings, errors: dict[int | str, A
                 )
             try:
                 (engine.replace_task if taken else engine.add_task)(name, source)
-            except EngineClosed:
+            except (EngineClosed, Problem):
                 raise
             except Exception as error:  # whatever a broken file makes its reader raise: it is the file's fault
                 log.warning("a task could not be loaded", extra=fields(task=name), exc_info=True)
