@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -370,6 +372,40 @@ def test_other_methods_adapters_are_refused(engine: Engine, bert: Saved, tmp_pat
     get_peft_model(model, BitFitConfig(task_type="SEQ_CLS")).save_pretrained(folder)
     with pytest.raises(TypeError, match="expected an AoT adapter"):
         engine.add_task("bitfit", folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"problem_type": "regression"}, "expected a regression head of one output in .*, got 2; an engine answers"),
+        (
+            {"num_labels": 1, "id2label": {"0": "bad"}},
+            r"expected as many labels as the head in .* has outputs, 2, got 1 in head.json; save the adapter again",
+        ),
+        (
+            {"task_type": "QUESTION_ANS"},
+            "expected a task type among SEQ_CLS, TOKEN_CLS, FEATURE_EXTRACTION in .*QUESTION",
+        ),
+        ({"task_type": "FEATURE_EXTRACTION"}, r"expected an embedding task without a head in .*, got classifier\.bias"),
+        ({"pooling": "max"}, "expected pooling"),
+    ],
+)
+def test_heads_that_are_refused(
+    engine: Engine, bert: Saved, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    folder = shutil.copytree(bert.tasks["sentiment"], tmp_path / "changed")
+    card = json.loads((folder / "head.json").read_text())
+    (folder / "head.json").write_text(json.dumps({**card, **changes}))
+    with pytest.raises(ValueError, match=message):
+        engine.add_task("changed", folder)
+    assert "changed" not in engine.tasks
+
+
+def test_without_a_card_labels_are_numbered(engine: Engine, bert: Saved, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert.tasks["sentiment"], tmp_path / "old")
+    (folder / "head.json").unlink()
+    info = engine.add_task("old", folder)
+    assert (info.kind, info.labels) == ("single_label", ("LABEL_0", "LABEL_1"))
 
 
 def test_a_head_that_lacks_a_part_is_refused(saved: Make, tmp_path: Path) -> None:

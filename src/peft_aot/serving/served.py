@@ -110,6 +110,10 @@ def _checked(card: HeadCard | None, task_type: str, outputs: int, where: str) ->
             f"expected as many labels as the head in {where} has outputs, {outputs}, got {len(card.labels)} in "
             f"{HEAD_FILE}; save the adapter again"
         )
+    if card.problem_type == "regression" and outputs != 1:
+        raise ValueError(
+            f"expected a regression head of one output in {where}, got {outputs}; an engine answers with one number"
+        )
     return card
 
 
