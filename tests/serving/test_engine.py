@@ -37,7 +37,8 @@ from peft_aot.serving import (
     Tags,
     UnknownTask,
 )
-from served_models import KINDS, TEXTS, Saved, alone, save_task
+from peft_aot.serving.batch import Asked
+from served_models import KINDS, TEXTS, Saved, alone, make_tokenizer, save_task
 
 TOLERANCE = 1e-4
 ARCHITECTURES = ["bert", "roberta", "mpnet", "distilbert", "electra", "deberta_v2"]
@@ -121,6 +122,26 @@ def test_batches_mix_tasks(bert: Saved) -> None:
     assert all(sum(record.hits.values()) == record.examples == len(record.waited) for record in records)
     assert {level for record in records for level in record.hits} >= {"table", "factors"}
     assert all(record.tokens <= record.padded_tokens for record in records)
+
+
+def test_whole_tables_in_memory_are_told(bert: Saved) -> None:
+    records: list[BatchRecord] = []
+    with start(bert, placement="ram", memory_budget="auto") as engine:
+        engine.observers.append(records.append)
+        for task in ("fused", "trec", "__base__"):
+            engine.answer([Request(task, TEXTS[0])])
+    assert [dict(record.hits) for record in records] == [{"memory": 1}, {"factors": 1}, {"none": 1}]
+
+
+def test_positions_that_begin_after_paddings(saved: Make, tmp_path: Path) -> None:
+    backbone = shutil.copytree(saved("roberta").backbone, tmp_path / "backbone")
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(backbone)
+    with Engine(backbone, precision="fp32", device="cpu", memory_budget=2**24) as engine:
+        info = engine.add_task("trec", saved("roberta").tasks["trec"])
+        assert info.max_length == 62  # of 64 positions
+        assert isinstance(engine.answer([Request("trec", " ".join(TEXTS * 20))])[0], Classification)
 
 
 def test_backbone_alone_embeds(engine: Engine, bert: Saved) -> None:
@@ -285,6 +306,33 @@ def test_overload_is_refused_with_a_time(bert: Saved) -> None:
         futures.append(engine.submit(Request("score", TEXTS[0])))  # a newcomer finds room
         engine.close()
         assert all(future.result() for future in futures)
+
+
+def test_room_is_looked_for_again_when_a_text_is_encoded(bert: Saved) -> None:
+    with start(bert, Limits(queue=4, wait=30)) as engine:
+        task = engine._tasks["trec"]
+        asked = Asked(Request("trec", TEXTS[0]), task, engine._encoder.encode(TEXTS[0], None, {}))
+        futures = [engine._pipeline.put(asked) for _ in range(2)]
+        with pytest.raises(Overloaded):
+            engine._pipeline.put(asked)
+        engine.close()
+        assert all(future.result() for future in futures)
+
+
+def test_a_name_that_is_taken_meanwhile(engine: Engine, bert: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, known = engine._bank.add, len(engine._bank)
+
+    def slow(key: str, adapter: str | Path) -> None:
+        add(key, adapter)
+        if key.startswith("new#") and "new" not in engine.tasks:
+            monkeypatch.setattr(engine._bank, "add", add)
+            engine.add_task("new", bert.tasks["topics"])
+
+    monkeypatch.setattr(engine._bank, "add", slow)
+    with pytest.raises(ValueError, match="expected a new name, got 'new', which is taken"):
+        engine.add_task("new", bert.tasks["trec"])
+    assert engine.tasks["new"].kind == "multi_label"
+    assert len(engine._bank) == known + 1
 
 
 def test_deadlines(bert: Saved) -> None:

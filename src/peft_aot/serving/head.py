@@ -65,7 +65,7 @@ class HeadClass:
         holders = ((prefix, self._body), ("", self.model))
         for path, holder in holders:
             for name, module in list(holder.named_children()):
-                if module is not self._body and next(module.parameters(), None) is not None:
+                if next(module.parameters(), None) is not None:
                     whole = f"{path}.{name}" if path else name
                     self.parts[whole] = Routed(module)
                     setattr(holder, name, self.parts[whole])
