@@ -124,6 +124,18 @@ def test_batches_mix_tasks(bert: Saved) -> None:
     assert all(record.tokens <= record.padded_tokens for record in records)
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2)])
+def test_what_shares_a_batch_changes_nothing(bert: Saved, precision: str, tolerance: float) -> None:
+    requests = [request for request in mixed(60, 11) if request.task in {"trec", "topics", "sentiment", "fused"}]
+    with start(bert, precision=precision) as engine:
+        together = engine.answer(requests)
+        for request, answer in zip(requests, together, strict=True):
+            (alone_,) = engine.answer([request])
+            assert isinstance(answer, Classification | MultiLabel)
+            assert isinstance(alone_, Classification | MultiLabel)
+            assert dict(answer.scores) == pytest.approx(dict(alone_.scores), abs=tolerance)
+
+
 def test_whole_tables_in_memory_are_told(bert: Saved) -> None:
     records: list[BatchRecord] = []
     with start(bert, placement="ram", memory_budget="auto") as engine:

@@ -37,7 +37,7 @@ class Engine:
     """Serves many tasks on one frozen backbone, in batches that mix them.
 
     All methods may be called from any thread. The answer to a text does not depend on what shares its batch, but for
-    the rounding of products of other shapes: logits differ by at most 1e-4 in fp32 and 5e-2 in bf16.
+    the rounding of products of other shapes: probabilities differ by at most 1e-4 in fp32 and 2e-2 in bf16.
 
     Args:
         backbone: Hub id or local path; its head, if it has one, is left out.
