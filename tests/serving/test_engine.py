@@ -224,6 +224,28 @@ def test_a_request_keeps_the_task_it_was_accepted_for(bert: Saved, tmp_path: Pat
             engine.submit(Request("topics", TEXTS[0]))
 
 
+@pytest.mark.parametrize("successor", [None, "sentiment"])
+def test_a_task_that_goes_while_a_text_is_encoded(
+    engine: Engine, bert: Saved, monkeypatch: pytest.MonkeyPatch, successor: str | None
+) -> None:
+    encode = engine._encoder.encode
+
+    def change(*args: object, **kwargs: object) -> object:
+        monkeypatch.undo()
+        if successor is None:
+            engine.remove_task("trec")
+        else:
+            engine.replace_task("trec", bert.tasks[successor])
+        return encode(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine._encoder, "encode", change)
+    if successor is None:
+        with pytest.raises(UnknownTask, match="expected the name of a task, got 'trec'"):
+            engine.submit(Request("trec", TEXTS[0]))
+    else:
+        check(bert, Request(successor, TEXTS[0]), engine.submit(Request("trec", TEXTS[0])).result())
+
+
 def test_retired_tasks_are_forgotten(engine: Engine, bert: Saved) -> None:
     before = len(engine._bank)
     for _ in range(3):

@@ -8,6 +8,7 @@ it that of `batch`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 import threading
@@ -28,7 +29,7 @@ from .batch import Asked, Batches
 from .body import Precision, load_body
 from .errors import Overloaded, UnknownTask
 from .limits import Limits
-from .pipeline import BatchRecord, Pipeline
+from .pipeline import BatchRecord, Pipeline, TaskForgotten
 from .request import Answer, Request, TaskInfo
 from .served import HeadReaders, Served, served
 
@@ -184,6 +185,11 @@ class Engine:
             Overloaded: The queue has no room.
             EngineClosed: The engine was closed.
         """
+        while True:
+            with contextlib.suppress(TaskForgotten):  # replaced or removed while the text was encoded
+                return self._submit(request)
+
+    def _submit(self, request: Request) -> Future[Answer]:
         self._pipeline.check_open()
         task = self._base if request.task == BASE else self._tasks.get(request.task)
         if task is None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from .batch import Asked, Batches, Prepared
 from .errors import DeadlineExceeded, EngineClosed, Overloaded
@@ -61,6 +62,10 @@ class _Waiting:
 _Batch = tuple[list[_Waiting], Prepared | None]
 
 
+class TaskForgotten(Exception):
+    """A request came for a task that was retired meanwhile, and forgotten since nothing waited for it."""
+
+
 class Pipeline:
     """The queue of an engine and its threads.
 
@@ -80,6 +85,7 @@ class Pipeline:
         self._closing = False
         self._uses: Counter[Served] = Counter()
         self._retired: set[Served] = set()
+        self._forgotten: WeakSet[Served] = WeakSet()
         self._open: set[_Waiting] = set()
         self._pace = 0.0  # seconds per request, smoothed
         self._ahead = threading.Semaphore(1)  # one batch is prepared ahead
@@ -122,6 +128,7 @@ class Pipeline:
         Raises:
             Overloaded: It has no room.
             EngineClosed: The engine was closed meanwhile.
+            TaskForgotten: Its task was retired meanwhile, and may have a successor.
         """
         future: Future[Answer] = Future()
         now, timeout = time.monotonic(), asked.request.timeout
@@ -129,6 +136,8 @@ class Pipeline:
         job = Job(waiting, asked.served.info.name, len(asked.encoded), now, None if timeout is None else now + timeout)
         with self._changed:
             self.check_open()
+            if asked.served in self._forgotten:
+                raise TaskForgotten
             self.check_room(asked.served)
             self._scheduler.add(job)
             self._uses[asked.served] += 1
@@ -149,6 +158,7 @@ class Pipeline:
         if task not in self._retired or self._uses[task] > 0:
             return False
         self._retired.remove(task)
+        self._forgotten.add(task)
         del self._uses[task]
         return True
 
