@@ -57,7 +57,7 @@ def measure(setting: Setting, requests: int, threads: int) -> None:
         run.go()
     facts = {"nearest_other_answer": round(nearest, 5), **run.told()}
     console.print(facts)
-    setting.book.add("isolation", **tiny.facts(), requests=requests, threads=threads, **facts)
+    setting.book.add("isolation", **tiny.facts(), requests=requests, clients=threads, **facts)
     if run.counts["of another task"] or run.counts["of another version"] or run.counts["other numbers"]:
         raise RuntimeError(f"expected every answer to be its own task's, got {dict(run.counts)}; see the record")
 
