@@ -19,18 +19,15 @@ import shlex
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-
-import transformers
 
 from _backbone import named_backbone
 from _record import RESULTS
 from load import capacity, isolation, latency, overload, peers
 from load.demand import read_texts
 from load.server import NoServer
-from load.setting import Book, Setting, console
+from load.setting import Book, Setting, console, quiet
 
 SECTIONS = ("capacity", "latency", "overload", "peers", "isolation")
 DATA = "PEFT_AOT_DATA"
@@ -88,10 +85,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, show and record."""
     given = parse()
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     models = [path.resolve() for path in given.model or []]
     output = given.output and given.output.resolve()
     data_dir = given.data_dir and given.data_dir.resolve()

@@ -44,12 +44,12 @@ class Clock:
         self.used: list[bool] = []
         self.hand = 0
 
-    def take(self, wanted: list[tuple[int, int]]) -> list[int]:
-        """Mark what is there as used; return the tokens of what is not."""
+    def take(self, wanted: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Mark what is there as used; return what is not."""
         for key in wanted:
             if key in self.keys:
                 self.used[self.keys.index(key)] = True
-        return [token for task, token in wanted if (task, token) not in self.keys]
+        return [key for key in wanted if key not in self.keys]
 
     def put(self, new: list[tuple[int, int]]) -> None:
         """Give each key a page."""

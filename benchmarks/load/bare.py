@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
+from load.demand import demand
 from load.setting import CPU, Setting
 from peft_aot.serving import Limits, Request
 from peft_aot.serving.body import load_body
@@ -23,21 +24,34 @@ class Bare:
 
     Args:
         setting: What is measured on.
-
-    Attributes:
-        tokens: Of all texts so far.
-        padded: The same with padding.
+        mix: How tasks are drawn, which here only decides who is next.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, mix: str) -> None:
         self._encoder = load_body(setting.model, setting.precision, CPU).encoder
         self._body = AutoModel.from_pretrained(str(setting.model), dtype=setting.dtype).eval()
         if getattr(self._body, "pooler", None) is not None:
             self._body.pooler = None
-        self.tokens = self.padded = 0
+        self._stream = demand(setting.texts, setting.counts[-1], mix, seed=1)
+        self.forget()
 
-    def answer(self, requests: Sequence[Request]) -> None:
-        """Run texts; the queue is filled as far as the engine's would be, then emptied by a batch."""
+    def forget(self) -> None:
+        """Begin again to note what batches are like."""
+        self._batches = self._examples = self._tokens = self._padded = 0
+
+    def told(self) -> dict[str, float]:
+        """Return means of batches."""
+        batches, tokens = max(1, self._batches), max(1, self._tokens)
+        return {
+            "examples": round(self._examples / batches, 2),
+            "padded_over_tokens": round(self._padded / tokens, 4),
+        }
+
+    def run(self, number: int) -> None:
+        """Run as many texts; the queue is filled as far as the engine's would be, then emptied by a batch."""
+        self._answer(list(itertools.islice(self._stream, number)))
+
+    def _answer(self, requests: Sequence[Request]) -> None:
         scheduler: Scheduler[Encoded] = Scheduler(Limits())
         numbers, left = itertools.count(), list(reversed(requests))
         while left or len(scheduler):
@@ -46,17 +60,18 @@ class Bare:
                 encoded = self._encoder.encode(request.text, None, {})
                 scheduler.add(Job(encoded, request.task, len(encoded), float(next(numbers))))
             batch = [job.item for job in scheduler.next_batch(time.monotonic())]
-            states = self.run(batch)
-            self.tokens += sum(len(encoded) for encoded in batch)
-            self.padded += states.shape[0] * states.shape[1]
+            states = self._states(batch)
+            self._batches += 1
+            self._examples += len(batch)
+            self._tokens += sum(len(encoded) for encoded in batch)
+            self._padded += states.shape[0] * states.shape[1]
 
-    def run(self, batch: Sequence[Encoded]) -> Tensor:
-        """Return the last hidden states of a batch."""
+    def _states(self, batch: Sequence[Encoded]) -> Tensor:
         with torch.inference_mode():
             states: Tensor = self._body(**self._encoder.pad(batch, CPU)).last_hidden_state
         return states
 
-    def embedding(self, text: str) -> Tensor:
-        """Return the mean of a text's hidden states, of length 1."""
-        states = self.run([self._encoder.encode(text, None, {})])[0].float()
-        return torch.nn.functional.normalize(states.mean(0), dim=0)
+    def embeddings(self, texts: Sequence[str]) -> Tensor:
+        """Return (texts, D): the means of each text's hidden states, of length 1."""
+        means = [self._states([self._encoder.encode(text, None, {})])[0].float().mean(0) for text in texts]
+        return torch.nn.functional.normalize(torch.stack(means))

@@ -1,4 +1,4 @@
-"""Other ways to serve many tasks from one process, on the same texts in the same rounds.
+"""Other ways to serve many tasks from one machine, on the same texts in the same rounds.
 
 LoRA in PEFT with its adapters in one model: switched with `set_adapter` for every request, or once for all of a task's
 requests that wait; or mixed in a batch with `adapter_names`. LoRA merged into one whole model per task, as many as fit
@@ -8,11 +8,11 @@ peer can mix them. Every answer is compared with that of the task alone before a
 
 from __future__ import annotations
 
-import gc
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
 import psutil
 import torch
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from _record import figures
-from load.capacity import CHECKED, check_engine, open_engine
+from load.apart import Apart
+from load.capacity import CHECKED, Loaded, check_engine
 from load.demand import demand
-from load.saved import alone, check, classifier, lora_tasks
+from load.saved import alone, aot_tasks, check, classifier, lora_tasks
 from load.setting import Setting, console
 from peft_aot.serving import Limits, Request
 from peft_aot.serving.job import Job
@@ -32,6 +33,8 @@ from peft_aot.serving.scheduler import Scheduler
 from peft_aot.timing import interleave
 
 ENGINE = "engine"
+MERGED = "LoRA, merged models"
+Way = Callable[[Sequence[Request]], Tensor]
 MOST_MEMORY = 0.6
 """Share of the free memory that merged models may take."""
 
@@ -66,6 +69,14 @@ class Lora:
                 str(folder), adapter_name=folder.name, low_cpu_mem_usage=True, autocast_adapter_dtype=False
             )
         self.model.to(setting.dtype).eval()  # adapters loaded later keep the format of their files
+
+    def ways(self) -> dict[str, Way]:
+        """Return the ways to answer with it."""
+        return {
+            "LoRA, set_adapter per request": self.per_request,
+            "LoRA, set_adapter per task": self.per_group,
+            "LoRA, mixed batches": self.mixed,
+        }
 
     def per_request(self, requests: Sequence[Request]) -> Tensor:
         """Switch to the task of each request."""
@@ -105,6 +116,10 @@ class Merged:
         for folder in lora_tasks(setting, setting.counts[-1])[:tasks]:
             adapted = PeftModel.from_pretrained(classifier(setting), folder, autocast_adapter_dtype=False)
             self.models[folder.name] = adapted.merge_and_unload().eval()
+
+    def ways(self) -> dict[str, Way]:
+        """Return the only way to answer with them."""
+        return {MERGED: self.per_group}
 
     def per_group(self, requests: Sequence[Request]) -> Tensor:
         """Answer what waits for each task together, by its own model."""
@@ -153,40 +168,69 @@ def measure(setting: Setting, texts: int, rounds: int, warmup: int) -> None:
     for tasks in setting.counts:
         if not setting.book.has("peers", model=setting.name, mix=mix, tasks_loaded=tasks):
             _measure(setting, tasks, mix, texts, rounds, warmup)
-            gc.collect()
+
+
+class Peer:
+    """One kind of model, and what it is asked.
+
+    Args:
+        kind: Makes it.
+        setting: What is measured on.
+        tasks: How many.
+        mix: How they are drawn.
+    """
+
+    def __init__(self, kind: type[Lora] | type[Merged], setting: Setting, tasks: int, mix: str) -> None:
+        self._ways = kind(setting, tasks).ways()
+        self._streams = {name: demand(setting.texts, tasks, mix, seed=1) for name in self._ways}
+
+    def names(self) -> list[str]:
+        """Return the ways to answer with it."""
+        return list(self._ways)
+
+    def run(self, way: str, number: int) -> None:
+        """Answer as many requests."""
+        self._ways[way](list(itertools.islice(self._streams[way], number)))
+
+    def probabilities(self, way: str, requests: Sequence[Request]) -> Tensor:
+        """Return (requests, labels)."""
+        return self._ways[way](requests)
 
 
 def _measure(setting: Setting, tasks: int, mix: str, texts: int, rounds: int, warmup: int) -> None:
     console.print(f"peers: loading {tasks} tasks of each kind ...")
+    aot_tasks(setting, setting.counts[-1])
+    lora_tasks(setting, setting.counts[-1])
     left_out: dict[str, str] = {}
-    lora = Lora(setting, tasks)
-    peers: dict[str, Callable[[Sequence[Request]], Tensor]] = {
-        "LoRA, set_adapter per request": lora.per_request,
-        "LoRA, set_adapter per task": lora.per_group,
-        "LoRA, mixed batches": lora.mixed,
-    }
-    try:
-        peers["LoRA, merged models"] = Merged(setting, tasks).per_group
-    except MemoryError as error:
-        left_out["LoRA, merged models"] = str(error)
-        console.print(f"    merged models are left out: {error}")
-    with open_engine(setting, tasks) as engine:
+    with ExitStack() as stack:
+        engine = stack.enter_context(Apart(Loaded, setting, tasks, mix))
+        peers: dict[str, Apart] = {}
+        for kind in (Lora, Merged):
+            try:
+                peer = stack.enter_context(Apart(Peer, kind, setting, tasks, mix))
+                peers.update(dict.fromkeys(peer.call("names"), peer))
+            except RuntimeError as error:
+                if not str(error).startswith(MemoryError.__name__):
+                    raise
+                left_out[MERGED] = str(error)
+                console.print(f"    merged models are left out: {error}")
         check_engine(setting, engine, tasks, mix)
         check_peers(setting, peers, tasks)
-        streams = {name: demand(setting.texts, tasks, mix, seed=1) for name in (ENGINE, *peers)}
         with Progress(console=console) as bar:
-            ticks = bar.add_task(f"peers, {tasks} tasks", total=(warmup + rounds) * len(streams))
+            ticks = bar.add_task(f"peers, {tasks} tasks", total=(warmup + rounds) * (1 + len(peers)))
 
             def call(name: str) -> Callable[[], None]:
-                answer: Callable[[Sequence[Request]], object] = engine.answer if name == ENGINE else peers[name]
-
                 def run() -> None:
-                    answer(list(itertools.islice(streams[name], texts)))
+                    if name == ENGINE:
+                        engine.call("run", texts)
+                    else:
+                        peers[name].call("run", name, texts)
                     bar.advance(ticks)
 
                 return run
 
-            timings = interleave({name: call(name) for name in streams}, ENGINE, rounds=rounds, warmup=warmup)
+            calls = {name: call(name) for name in (ENGINE, *peers)}
+            timings = interleave(calls, ENGINE, rounds=rounds, warmup=warmup)
     rates = {name: round(texts * 1000 / timing.milliseconds, 2) for name, timing in timings.items()}
     for name, rate in rates.items():
         console.print(f"    {tasks:4d} tasks, {name:30s} {rate:8.1f} requests/s, {timings[name].ratio:6.2f} x the time")
@@ -203,10 +247,10 @@ def _measure(setting: Setting, tasks: int, mix: str, texts: int, rounds: int, wa
     )
 
 
-def check_peers(setting: Setting, peers: dict[str, Callable[[Sequence[Request]], Tensor]], tasks: int) -> None:
+def check_peers(setting: Setting, peers: Mapping[str, Apart], tasks: int) -> None:
     """Compare each peer's answers with those of each task alone."""
     folders = lora_tasks(setting, setting.counts[-1])[:tasks][-CHECKED:]
     asked = [Request(folder.name, text) for text in setting.texts[:4] for folder in folders]
     expected = torch.stack([alone(setting, folder, setting.texts[:4]) for folder in folders], 1).flatten(0, 1)
-    for name, run in peers.items():
-        check(setting, f"{name} with {tasks} tasks", run(asked), expected)
+    for name, peer in peers.items():
+        check(setting, f"{name} with {tasks} tasks", peer.call("probabilities", name, asked), expected)

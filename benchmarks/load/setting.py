@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 
 from _record import append
@@ -18,6 +21,14 @@ from peft_aot.serving.body import Precision
 NAME = "serving_load"
 CPU = torch.device("cpu")
 console = Console()
+
+
+def quiet() -> None:
+    """Let libraries print nothing beside the results, and look for nothing on the hub."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_the_rows_of_the_modules(kind: str, dtype: torch.dtype, seed: int) -> No
         asked = modules[blocks]
         rows = torch.full((len(asked), tokens, width), float("nan"), dtype=dtype)
         with torch.no_grad():
-            stacked.compute(rows, ids, embeddings, blocks)
+            stacked.compute(rows, ids, stacked.inputs(embeddings), blocks)
             for found, computes in zip(rows, asked, strict=True):
                 expected = torch.zeros(tokens, width) if computes is None else computes(ids, embeddings).float()
                 tolerance = 1e-5 if dtype == torch.float32 else 3e-2
@@ -58,10 +58,10 @@ def test_factors_are_copied_and_numbered() -> None:
     assert one.nbytes == sum(p.nbytes for p in own.parameters()) and one.dtype == torch.float32
     rows = torch.empty(2, 1, 4)
     with torch.no_grad():
-        one.compute(rows, torch.tensor([0]), torch.ones(1, 3))
+        one.compute(rows, torch.tensor([0]), one.inputs(torch.ones(1, 3)))
         before = rows.clone()
         own.w2.fill_(7.0)
-        one.compute(rows, torch.tensor([0]), torch.ones(1, 3))
+        one.compute(rows, torch.tensor([0]), one.inputs(torch.ones(1, 3)))
     assert torch.equal(rows, before)
 
 

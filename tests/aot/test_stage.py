@@ -57,15 +57,19 @@ def test_blocks_get_the_rows_they_would_compute(name: str, tmp_path: Path, monke
     model.eval()
     batch = inputs(name, kind)
     size = len(batch["input_ids"])
-    for names in (["default"] * size, ["kron", "default", "__base__"] * size, ["part", "default"] * size):
+    for names in (["kron", "default", "__base__"] * size, ["part", "default"] * size):  # rows that are computed
         mixed = {"adapter_names": names[:size]}
         with torch.no_grad():
-            assert torch.equal(output(model, batch, **mixed), each_block_alone(model, monkeypatch, batch, **mixed))
-    with torch.no_grad():
+            torch.testing.assert_close(
+                output(model, batch, **mixed), each_block_alone(model, monkeypatch, batch, **mixed)
+            )
+    with torch.no_grad():  # rows that are copied
         assert torch.equal(output(model, batch), each_block_alone(model, monkeypatch, batch))
+        mixed = {"adapter_names": ["default"] * size}
+        assert torch.equal(output(model, batch, **mixed), each_block_alone(model, monkeypatch, batch, **mixed))
     model.base_model.set_adapter(["default", "kron", "part"])  # their rows add up
     with torch.no_grad():
-        assert torch.equal(output(model, batch), each_block_alone(model, monkeypatch, batch))
+        torch.testing.assert_close(output(model, batch), each_block_alone(model, monkeypatch, batch))
 
 
 def test_a_gradient_flows_past_frozen_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_tags_take_the_first_token_of_a_word() -> None:
 
 
 def test_labels_and_numbers() -> None:
-    one = classification(np.log(np.array([0.25, 0.75], dtype=np.float32)), ["a", "b"])
+    one = classification([0.25, 0.75], ["a", "b"])
     assert (one.label, one.score, one.scores) == ("b", pytest.approx(0.75), pytest.approx({"a": 0.25, "b": 0.75}))
     many = multi_label(np.array([0.0, -1.0, 3.0], dtype=np.float32), ["a", "b", "c"])
     assert many.labels == ("a", "c")

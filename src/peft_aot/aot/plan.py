@@ -49,10 +49,13 @@ class Plan:
     placement: Placement
 
     def embeddings(self, group: int) -> Tensor:
-        """Return the backbone's embeddings (U_g, E) of a group's tokens: anew each time, as most need them once."""
+        """Return the backbone's embeddings (U_g, E) of a group's tokens."""
+        return self.embed(self.placement.tokens[group])
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the backbone's embeddings (U, E) of tokens (U,)."""
         # `forward`, not a call: hooks on the embedding would take this look-up for the model's own
-        tokens = self.placement.tokens[group].to(self.asked.ids.device)
-        return self.asked.embedding.forward(tokens).detach()
+        return self.asked.embedding.forward(tokens.to(self.asked.ids.device)).detach()
 
 
 def ask(call: StackCall, hidden: Tensor, active: tuple[str, ...], tuner: BaseTuner) -> Asked:

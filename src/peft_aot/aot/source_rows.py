@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,26 +30,26 @@ class TaskRows:
     factors: Callable[[], StackedFactors]
     let_go: Callable[[Table, TableChanged], None]
 
-    def read(self, rows: Tensor, tokens: Tensor, embeddings: Callable[[], Tensor], blocks: slice) -> None:
-        """Write rows.
+    def copy(self, rows: Tensor, tokens: Tensor, blocks: slice) -> Sequence[int]:
+        """Write the rows that the task's table has.
 
         Args:
             rows: (L, U, D) for the L blocks of the stack that are asked for, written to.
             tokens: (U,) int64, distinct.
-            embeddings: Gives theirs, (U, E).
             blocks: Which blocks.
+
+        Returns:
+            Places in `tokens` of those that are left to its factors.
         """
-        table = self._copied(rows, tokens, blocks)
-        if table is None:
-            self.layers.read(rows, self.factors(), tokens, embeddings(), blocks)
-            return
-        missing = table.missing(tokens)
-        if missing is not None and bool(missing.any()):
-            places = missing.nonzero().flatten()
-            where = places.to(tokens.device)
-            rest = rows.new_empty(rows.shape[0], len(places), rows.shape[2])
-            self.layers.read(rest, self.factors(), tokens[where], embeddings()[where], blocks)
-            rows[:, places.to(rows.device)] = rest
+        if self.table is None:
+            return range(len(tokens))
+        try:
+            _copy(rows, self.table, tokens, self.layers.blocks[blocks])
+        except TableChanged as error:
+            self.let_go(self.table, error)
+            return range(len(tokens))
+        missing = self.table.missing(tokens)
+        return [] if missing is None else missing.nonzero().flatten().tolist()
 
     def place(self, residents: Residents, hidden: Tensor) -> Resident | None:
         """Return the place of the task's table among those in memory, or None if it has none there."""
@@ -59,16 +59,6 @@ class TaskRows:
             except TableChanged as error:
                 self.let_go(self.table, error)
         return None
-
-    def _copied(self, rows: Tensor, tokens: Tensor, blocks: slice) -> Table | None:
-        """Copy what the table has and return it, or return None if there is none to use."""
-        if self.table is not None:
-            try:
-                _copy(rows, self.table, tokens, self.layers.blocks[blocks])
-            except TableChanged as error:
-                self.let_go(self.table, error)
-                return None
-        return self.table
 
 
 def _copy(rows: Tensor, table: Table, tokens: Tensor, names: tuple[str, ...]) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from peft_aot.backbone import input_embedding
-from peft_aot.tables.cache import RowCache
+from peft_aot.tables.cache import Key, RowCache
 
 from .reparam import HiddenBottleneck
-from .stacked import OffloadedFactors, StackedFactors
+from .stacked import ALL, OffloadedFactors, StackedFactors
 
 _NUMBERS = itertools.count()
 
@@ -30,6 +32,20 @@ class State(NamedTuple):
     trains: bool
     drops: bool
     versions: tuple[int, ...]
+
+
+class Wanted(NamedTuple):
+    """Rows of one task that are to be written.
+
+    Attributes:
+        factors: The task's factors.
+        tokens: (U,) int64, distinct.
+        places: For each token a column.
+    """
+
+    factors: StackedFactors
+    tokens: Tensor
+    places: Sequence[int]
 
 
 class StackRows:
@@ -110,29 +126,39 @@ class StackRows:
             known = self._stacked[adapter_name] = made_of, factors, now
         return known[1]
 
-    def read(self, rows: Tensor, factors: StackedFactors, tokens: Tensor, embeddings: Tensor, blocks: slice) -> None:
-        """Write the rows of a task, those from the cache that are there.
+    def read(
+        self, rows: Tensor, wanted: Sequence[Wanted], embed: Callable[[Tensor], Tensor], blocks: slice = ALL
+    ) -> None:
+        """Write rows of several tasks, those from the cache that are there; the others are computed.
 
         Args:
-            rows: (L, U, D) for the L blocks that are asked for, written to; zero for those the task leaves alone.
-            factors: The task's factors.
-            tokens: (U,) int64, distinct.
-            embeddings: (U, E), theirs.
+            rows: (L, S, D) for the L blocks that are asked for; columns that are wanted are written, with zero for
+                blocks that a task leaves alone.
+            wanted: Which rows, and where they go.
+            embed: Returns the embeddings (U, E) of tokens (U,).
             blocks: Which blocks. The cache holds rows of all of them, and is used when all are asked for.
         """
         cache = self._cache_for(rows) if len(rows) == len(self.blocks) else None
         if cache is None:
-            factors.compute(rows, tokens, embeddings, blocks)
+            _compute(rows, wanted, embed, blocks)
             return
-        self._warn_of_size(cache, len(tokens))
-        key = factors.number, *self._circumstances()
-        missing = cache.take(key, tokens, rows)
-        if len(missing):
-            where = missing.to(tokens.device)
+        circumstances = self._circumstances()
+        factors_of: dict[Hashable, StackedFactors] = {}
+        keys: list[Key] = []
+        for factors, own, _ in wanted:
+            task = factors.number, *circumstances
+            factors_of[task] = factors
+            keys += [(task, token) for token in own.tolist()]
+        self._warn_of_size(cache, len(keys))
+        places = [place for one in wanted for place in one.places]
+        missing = cache.take(keys, places, rows)
+        if missing:
+            lacking = [keys[number] for number in missing]
             computed = rows.new_empty(rows.shape[0], len(missing), rows.shape[2])
-            factors.compute(computed, tokens[where], embeddings[where], blocks)
-            cache.put(key, tokens[where], computed)
-            rows[:, missing] = computed
+            tokens = torch.tensor([token for _, token in lacking], device=rows.device)
+            _compute(computed, _side_by_side(lacking, factors_of, tokens), embed, blocks)
+            cache.put(lacking, computed)
+            rows.index_copy_(1, torch.tensor([places[number] for number in missing]), computed)
 
     def _circumstances(self) -> tuple[object, ...]:
         """Return what rows depend on beside tokens and factors: precision, and a number for the embeddings as now."""
@@ -169,6 +195,34 @@ class StackRows:
                 f"most rows are computed anew in every batch, give set_table_placement() a larger memory_budget",
                 stacklevel=2,
             )
+
+
+def _compute(rows: Tensor, wanted: Sequence[Wanted], embed: Callable[[Tensor], Tensor], blocks: slice) -> None:
+    if not wanted:
+        return
+    sizes = [len(one.tokens) for one in wanted]
+    embeddings = embed(torch.cat([one.tokens for one in wanted]))
+    inputs: dict[object, Sequence[Tensor]] = {}
+    for number, (factors, tokens, places) in enumerate(wanted):
+        if factors.recipe not in inputs:
+            inputs[factors.recipe] = torch.split(factors.inputs(embeddings), sizes)
+        fed = inputs[factors.recipe][number]
+        if isinstance(places, range):
+            factors.compute(rows[:, places.start : places.stop], tokens, fed, blocks)
+        else:
+            computed = rows.new_empty(rows.shape[0], len(tokens), rows.shape[2])
+            factors.compute(computed, tokens, fed, blocks)
+            rows[:, places] = computed
+
+
+def _side_by_side(keys: Sequence[Key], factors: Mapping[Hashable, StackedFactors], tokens: Tensor) -> list[Wanted]:
+    """Return what is wanted where rows of these keys, those of one task together, are to be one column each."""
+    start, found = 0, []
+    for task, own in itertools.groupby(keys, key=itemgetter(0)):
+        stop = start + sum(1 for _ in own)
+        found.append(Wanted(factors[task], tokens[start:stop], range(start, stop)))
+        start = stop
+    return found
 
 
 def version(tensor: Tensor) -> int:

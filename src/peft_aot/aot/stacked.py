@@ -32,6 +32,7 @@ class StackedFactors:
     Attributes:
         number: Another one for every object that was ever made.
         nbytes: What its tensors take.
+        recipe: How `inputs` are made; factors that share one may share inputs.
     """
 
     def __init__(self, modules: Sequence[RowsModule | None], device: torch.device | None = None) -> None:
@@ -46,6 +47,9 @@ class StackedFactors:
         self._vocab_size = first.vocab_size if isinstance(first, RandomRows) else 0
         with torch.no_grad():
             self._factors = {name: factor.to(device) for name, factor in _stack(parts).items()}
+        w1 = self._factors.get("w1")
+        reads = w1 is not None and self._kind is not RandomRows
+        self.recipe = (self._normalize, w1.dtype, w1.device) if reads and w1 is not None else None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # numbers of another process, or of the original, stand for something else here
@@ -61,13 +65,21 @@ class StackedFactors:
         """Their number format, or None if there are none."""
         return next((factor.dtype for factor in self._factors.values()), None)
 
-    def compute(self, rows: Tensor, tokens: Tensor, embeddings: Tensor, blocks: slice = ALL) -> None:
+    def inputs(self, embeddings: Tensor) -> Tensor:
+        """Turn embeddings (U, E) into what `compute` is fed: x, or themselves where nothing can be done ahead."""
+        if self.recipe is None:
+            return embeddings
+        normalize, dtype, device = self.recipe
+        x = embeddings.to(device=device, dtype=dtype)
+        return unit_rows(x) if normalize else x
+
+    def compute(self, rows: Tensor, tokens: Tensor, inputs: Tensor, blocks: slice = ALL) -> None:
         """Write rows.
 
         Args:
             rows: (L, U, D) for the L blocks that are asked for, written to; zero for those without.
             tokens: (U,) int64.
-            embeddings: (U, E), theirs.
+            inputs: (U, E), made of theirs by `inputs`.
             blocks: Which blocks of the stack.
         """
         asked = range(self._layers)[blocks]
@@ -79,14 +91,14 @@ class StackedFactors:
             rows.zero_()
             return
         first = self._slots.index(own[0])
-        found = self._compute(tokens, embeddings, slice(first, first + len(own)))
+        found = self._compute(tokens, inputs, slice(first, first + len(own)))
         if len(own) == len(asked):
             rows.copy_(found)
         else:
             rows.zero_()
             rows[[slot - asked.start for slot in own]] = found.to(rows)
 
-    def _compute(self, tokens: Tensor, embeddings: Tensor, part: slice) -> Tensor:
+    def _compute(self, tokens: Tensor, inputs: Tensor, part: slice) -> Tensor:
         """Return the rows (L, U, D) of the L blocks `part` of those that have any."""
         factors = {name: factor[part] for name, factor in self._factors.items() if name != "w1"}
         if self._kind is ConstantRows:
@@ -95,12 +107,12 @@ class StackedFactors:
             return stacked_kronecker_rows(tokens.to(factors["w_l"].device), **factors)
         w1, rank = self._factors["w1"], factors["b1"].shape[1]
         if self._kind is RandomRows:
-            table = random_embeddings(self._vocab_size, w1.shape[0], w1.device)
-            embeddings = table[tokens.to(table.device)]
-        x = embeddings.to(device=w1.device, dtype=w1.dtype)
+            table = random_embeddings(self._vocab_size, w1.shape[1], w1.device)
+            x = table[tokens.to(table.device)].to(w1.dtype)
+            inputs = unit_rows(x) if self._normalize else x
         return stacked_fc_rows(
-            unit_rows(x) if self._normalize else x,
-            w1=w1[:, part.start * rank : part.stop * rank],
+            inputs,
+            w1=w1[part.start * rank : part.stop * rank],
             activation=ACTIVATIONS[self._activation],
             **factors,
         )
@@ -119,10 +131,10 @@ class OffloadedFactors(StackedFactors):
         parameters = (p for module in self._modules if module is not None for p in module.parameters())
         return next((parameter.dtype for parameter in parameters), None)
 
-    def compute(self, rows: Tensor, tokens: Tensor, embeddings: Tensor, blocks: slice = ALL) -> None:
+    def compute(self, rows: Tensor, tokens: Tensor, inputs: Tensor, blocks: slice = ALL) -> None:
         """Write rows, block by block; see `StackedFactors`."""
         for row, module in zip(rows, self._modules[blocks], strict=True):
-            row.copy_(module(tokens, embeddings)) if module is not None else row.zero_()
+            row.copy_(module(tokens, inputs)) if module is not None else row.zero_()
 
 
 def _stack(parts: Sequence[RowsModule]) -> Mapping[str, Tensor]:
@@ -133,7 +145,7 @@ def _stack(parts: Sequence[RowsModule]) -> Mapping[str, Tensor]:
     for name in names:
         device = next(parts[0].parameters()).device  # blocks may be on several
         factors = [module.get_parameter(name).detach().to(device) for module in parts]
-        stacked[name] = torch.cat(factors, dim=1) if name == "w1" else torch.stack(factors)
+        stacked[name] = torch.cat([w1.t() for w1 in factors]) if name == "w1" else torch.stack(factors)
         if name in ("w2", "w_r"):
             stacked[name] *= scale
     return stacked

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from peft_aot.sizes import format_bytes
 
 from .plan import Plan
 from .source_rows import TaskRows
-from .stack_rows import StackRows, precision
+from .stack_rows import StackRows, Wanted, precision
 from .stage import Buffers, Lent
 from .transfer import Streams, Transfer
 
@@ -49,8 +49,9 @@ class StagedRows:
         self._transfer: Transfer | None = None
         self.dtype, self.device = like.dtype, like.device
         self._precision = precision(like.device.type)
-        self._sizes = [len(tokens) for tokens in plan.placement.tokens]
-        self._shape = (sum(self._sizes) + plan.placement.zero_row, like.shape[-1])
+        ends = list(itertools.accumulate((len(tokens) for tokens in plan.placement.tokens), initial=0))
+        self._columns = [slice(start, stop) for start, stop in itertools.pairwise(ends)]
+        self._shape = (ends[-1] + plan.placement.zero_row, like.shape[-1])
         self._positions = plan.placement.positions.to(like.device)
         fit = STAGE_BYTES // max(1, self._elements(1) * like.element_size())
         self._at_once, self._lent = self._borrow(max(1, min(len(layers.blocks), fit)))
@@ -84,19 +85,13 @@ class StagedRows:
         tables = [self._streams is not None and all(s.table is not None for s in sources) for sources in self._sources]
         if self._streams is not None and any(tables):
             self._copy(rows, tables, self._streams)
-        for group, copied in enumerate(tables):
-            if not copied:
-                self._fill(rows[:, self._columns(group)], group)
+        self._fill(rows, [group for group, copied in enumerate(tables) if not copied])
         if self.plan.placement.zero_row:
             rows[:, -1:].zero_()  # the row of examples without an adapter
         self._rows = rows.unbind(0)
 
     def _elements(self, blocks: int) -> int:
         return blocks * self._shape[0] * self._shape[1]
-
-    def _columns(self, group: int) -> slice:
-        start = sum(self._sizes[:group])
-        return slice(start, start + self._sizes[group])
 
     def _copy(self, rows: Tensor, tables: Sequence[bool], streams: Streams) -> None:
         """Gather the rows of tables on the CPU and begin to copy them; wait where others have to go beside them."""
@@ -106,25 +101,34 @@ class StagedRows:
         if pinned.after is not None:
             pinned.after.synchronize()
         host = pinned.tensor[: rows.numel()].view(rows.shape)
-        for group, copied in enumerate(tables):
-            if copied:
-                self._fill(host[:, self._columns(group)], group)
+        self._fill(host, [group for group, copied in enumerate(tables) if copied])
         self._transfer = Transfer(streams, host, rows, after)
         self._buffers.give_back(pinned.tensor, self._transfer.last, rows.device.type != "cpu")
         if not all(tables) or self.plan.placement.zero_row:
             streams.wait(self._transfer.last)
 
-    def _fill(self, part: Tensor, group: int) -> None:
-        tokens = self.plan.placement.tokens[group]
-        embeddings = functools.partial(self.plan.embeddings, group)
-        sources = self._sources[group]
-        if not sources:
-            part.zero_()
-        for number, source in enumerate(sources):
-            rows = part if number == 0 else torch.empty_like(part)
-            source.read(rows, tokens, embeddings, self._blocks)
+    def _fill(self, rows: Tensor, groups: Sequence[int]) -> None:
+        """Write the rows of some groups; where tasks add up, the first task of every group before the second."""
+        for number in range(max((len(self._sources[group]) for group in groups), default=0)):
+            own = [group for group in groups if number < len(self._sources[group])]
+            part = rows if number == 0 else torch.zeros_like(rows)
+            self._read(part, {group: self._sources[group][number] for group in own})
             if number:
-                part += rows
+                rows += part
+        for group in groups:
+            if not self._sources[group]:
+                rows[:, self._columns[group]].zero_()
+
+    def _read(self, rows: Tensor, sources: Mapping[int, TaskRows]) -> None:
+        wanted = []
+        for group, source in sources.items():
+            tokens, columns = self.plan.placement.tokens[group], self._columns[group]
+            left = source.copy(rows[:, columns], tokens, self._blocks)
+            if isinstance(left, range):
+                wanted.append(Wanted(source.factors(), tokens, range(columns.start, columns.stop)))
+            elif left:
+                wanted.append(Wanted(source.factors(), tokens[left], [columns.start + place for place in left]))
+        self._layers.read(rows, wanted, self.plan.embed, self._blocks)
 
     def _borrow(self, blocks: int) -> tuple[int, Lent]:
         while True:

@@ -53,7 +53,7 @@ def check_table(
             continue
         rows = torch.empty(len(layers.blocks), len(tokens), layers.width)
         with torch.no_grad():
-            factors.compute(rows, tokens, embed(embedding, tokens))
+            factors.compute(rows, tokens, factors.inputs(embed(embedding, tokens)))
         tolerance = TOLERANCE[header.dtype]
         if {embedding.weight.dtype, factors.dtype} & {torch.float16, torch.bfloat16}:
             tolerance += HALF_PRECISION

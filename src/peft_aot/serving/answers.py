@@ -16,11 +16,10 @@ Floats = npt.NDArray[np.float32]
 OUTSIDE = "O"
 
 
-def classification(logits: Floats, labels: Sequence[str]) -> Classification:
-    """Answer with the likeliest label; `logits` (labels,)."""
-    scores = softmax(logits).tolist()
-    best = int(np.argmax(logits))
-    return Classification(labels[best], scores[best], dict(zip(labels, scores, strict=True)))
+def classification(probabilities: Sequence[float], labels: Sequence[str]) -> Classification:
+    """Answer with the likeliest label; `probabilities` (labels,)."""
+    highest = max(probabilities)
+    return Classification(labels[probabilities.index(highest)], highest, dict(zip(labels, probabilities, strict=True)))
 
 
 def multi_label(logits: Floats, labels: Sequence[str]) -> MultiLabel:

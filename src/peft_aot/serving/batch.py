@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from peft_aot.aot.prefetch import Prefetched
+from peft_aot.one_thread import all_threads, one_thread
 from peft_aot.routing import BASE
 
 from .answers import classification, embeddings, multi_label, regression, tags
@@ -72,6 +74,14 @@ class Batches:
     ) -> None:
         self._model, self._encoder, self._classes, self._device = model, encoder, classes, device
 
+    def preparing(self) -> AbstractContextManager[None]:
+        """Return what the thread that prepares is to do so in."""
+        return one_thread(self._device)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Return what the thread that runs is to do so in."""
+        return all_threads()
+
     def prepare(self, asked: Sequence[Asked]) -> Prepared:
         """Pad a batch and fetch its rows."""
         inputs = self._encoder.pad([one.encoded for one in asked], self._device)
@@ -100,20 +110,22 @@ class Batches:
     def _logits(
         self, kind: str, hidden: Tensor, inputs: Mapping[str, Tensor], asked: Sequence[Asked]
     ) -> Sequence[Answer]:
-        logits = self._classes[kind].run(hidden, inputs, [one.served.head for one in asked]).float().cpu().numpy()
+        found = self._classes[kind].run(hidden, inputs, [one.served.head for one in asked]).float().cpu()
+        logits = found.numpy()
+        probabilities = [] if kind == "TOKEN_CLS" else found.softmax(-1).tolist()
         answers: list[Answer] = []
-        for row, one in zip(logits, asked, strict=True):
+        for number, one in enumerate(asked):
             info = one.served.info
-            own = row[..., : len(info.labels) or 1]
+            own = logits[number, ..., : len(info.labels) or 1]
             if info.kind == "tokens":
-                offset = _offset(inputs["attention_mask"], len(answers))
+                offset = _offset(inputs["attention_mask"], number)
                 answers.append(tags(own[offset:], info.labels, one.encoded.words, one.request.text))
             elif info.kind == "multi_label":
                 answers.append(multi_label(own, info.labels))
             elif info.kind == "regression":
                 answers.append(regression(own))
             else:
-                answers.append(classification(own, info.labels))
+                answers.append(classification(probabilities[number][: len(info.labels)], info.labels))
         return answers
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from peft_aot.aot.config import AoTConfig
-from peft_aot.loading import load_tokenizer, pick_device, pick_precision
+from peft_aot.loading import load_tokenizer, pick_precision
 
 from .encode import Encoder
 
@@ -29,30 +29,27 @@ class ServingBody:
         body: The body itself.
         pooler: Its pooler, taken out since most heads do not need it, if its checkpoint has one.
         encoder: Encodes texts for it.
-        device: Where it is.
     """
 
     model: PeftModel
     body: PreTrainedModel
     pooler: nn.Module | None
     encoder: Encoder
-    device: torch.device
 
 
-def load_body(backbone: str | Path, precision: Precision, device: torch.device | None) -> ServingBody:
+def load_body(backbone: str | Path, precision: Precision, device: torch.device) -> ServingBody:
     """Load a backbone without a head.
 
     Args:
         backbone: Hub id or local path.
         precision: Of its weights; "auto" is bfloat16 where the hardware multiplies it.
-        device: Where to; None is the accelerator, if there is one.
+        device: Where to.
 
     Raises:
         FileNotFoundError: The backbone or its tokenizer cannot be had.
         ValueError: One that no AoT adapter fits.
     """
     tokenizer = load_tokenizer(str(backbone))
-    device = device or pick_device()
     dtype = torch.bfloat16 if pick_precision(precision, device) == "bf16" else torch.float32
     try:
         body, report = AutoModel.from_pretrained(str(backbone), dtype=torch.float32, output_loading_info=True)
@@ -69,7 +66,7 @@ def load_body(backbone: str | Path, precision: Precision, device: torch.device |
     longest = _longest(body, tokenizer.model_max_length)
     model = get_peft_model(cast(PreTrainedModel, body.to(dtype)), AoTConfig(r=1), adapter_name=UNTRAINED)
     model.eval().requires_grad_(False).to(device)
-    return ServingBody(model, body, pooler, Encoder(tokenizer, longest), device)
+    return ServingBody(model, body, pooler, Encoder(tokenizer, longest))
 
 
 def _longest(body: PreTrainedModel, stated: int) -> int:

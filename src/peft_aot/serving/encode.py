@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
@@ -95,17 +98,20 @@ class Encoder:
 
     def pad(self, batch: Sequence[Encoded], device: torch.device) -> dict[str, Tensor]:
         """Make the arguments of a model: int64 (B, T) each, as the tokenizer names them."""
-        length = max(len(encoded) for encoded in batch)
-        inputs = {"input_ids": [_padded(e.ids, length, self._pad, self._left) for e in batch]}
-        inputs["attention_mask"] = [_padded([1] * len(e), length, 0, self._left) for e in batch]
+        lengths = np.array([len(encoded) for encoded in batch])
+        place, longest = np.arange(lengths.max()), lengths[:, None]
+        there = place >= len(place) - longest if self._left else place < longest
+        inputs = {"input_ids": _padded([e.ids for e in batch], there, self._pad)}
+        inputs["attention_mask"] = there.astype(np.int64)
         if "token_type_ids" in self._names:
-            inputs["token_type_ids"] = [_padded(e.type_ids, length, 0, self._left) for e in batch]
-        return {name: torch.tensor(rows).to(device, non_blocking=True) for name, rows in inputs.items()}
+            inputs["token_type_ids"] = _padded([e.type_ids for e in batch], there, 0)
+        return {name: torch.from_numpy(rows).to(device, non_blocking=True) for name, rows in inputs.items()}
 
 
-def _padded(numbers: Sequence[int], length: int, filler: int, left: bool) -> list[int]:
-    missing = [filler] * (length - len(numbers))
-    return [*missing, *numbers] if left else [*numbers, *missing]
+def _padded(numbers: Sequence[Sequence[int]], there: npt.NDArray[np.bool_], filler: int) -> npt.NDArray[np.int64]:
+    padded = np.full(there.shape, filler, dtype=np.int64)
+    padded[there] = list(itertools.chain.from_iterable(numbers))
+    return padded
 
 
 def _words(found: Encoding) -> list[tuple[int, int, int]]:

@@ -22,6 +22,8 @@ from typing import Any, Literal
 import torch
 
 from peft_aot.aot.bank import TaskBank
+from peft_aot.loading import pick_device
+from peft_aot.one_thread import one_thread
 from peft_aot.routing import BASE
 from peft_aot.suggestions import did_you_mean
 
@@ -72,7 +74,9 @@ class Engine:
         device: torch.device | str | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
     ) -> None:
-        loaded = load_body(backbone, precision, None if device is None else torch.device(device))
+        self._device = pick_device() if device is None else torch.device(device)
+        with one_thread(self._device):
+            loaded = load_body(backbone, precision, self._device)
         loaded.model.set_table_placement(placement, memory_budget)
         self._model = loaded.model
         self.backbone = str(backbone)
@@ -86,7 +90,7 @@ class Engine:
         self._base = Served(info, None, {}, {})
         self._tasks: Mapping[str, Served] = {}
         self._infos: Mapping[str, TaskInfo] = {}
-        self._batches = Batches(loaded.model, loaded.encoder, readers.classes, loaded.device)
+        self._batches = Batches(loaded.model, loaded.encoder, readers.classes, self._device)
         self._pipeline = Pipeline(self._batches, limits, self._forget)
         self.observers: list[Callable[[BatchRecord], None]] = self._pipeline.observers
 
@@ -134,7 +138,8 @@ class Engine:
 
     def _put(self, name: str, adapter: str | Path, hub: Mapping[str, Any], wanted: bool) -> TaskInfo:
         key = f"{name}#{next(self._numbers)}"
-        self._bank.add(key, adapter, **hub)
+        with one_thread(self._device):
+            self._bank.add(key, adapter, **hub)
         banked = self._bank.tasks[key]
         task = served(
             name, key, banked.heads, str(adapter), banked.nbytes, banked.table is not None, self._encoder.longest

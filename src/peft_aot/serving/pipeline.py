@@ -191,16 +191,17 @@ class Pipeline:
     # the thread that prepares
 
     def _prepare_batches(self) -> None:
-        while True:
-            self._ahead.acquire()
-            waiting = self._next()
-            if waiting is None:
-                self._slot.put(None)
-                return
-            prepared = None
-            with contextlib.suppress(Exception):  # which request is to blame shows when each runs alone
-                prepared = self._batches.prepare([one.asked for one in waiting])
-            self._slot.put((waiting, prepared))
+        with self._batches.preparing():
+            while True:
+                self._ahead.acquire()
+                waiting = self._next()
+                if waiting is None:
+                    break
+                prepared = None
+                with contextlib.suppress(Exception):  # which request is to blame shows when each runs alone
+                    prepared = self._batches.prepare([one.asked for one in waiting])
+                self._slot.put((waiting, prepared))
+        self._slot.put(None)
 
     def _next(self) -> list[_Waiting] | None:
         """Wait until a batch is due; return None when the engine is closed and nothing waits any more."""
@@ -227,21 +228,24 @@ class Pipeline:
     # the thread that runs
 
     def _run_batches(self) -> None:
-        while (taken := self._slot.get()) is not None:
-            self._ahead.release()
-            waiting, prepared = taken
-            began = time.monotonic()
-            try:
-                if prepared is None:
-                    raise RuntimeError("this batch could not be prepared")
-                answers = self._batches.run(prepared)
-            except Exception as error:
-                self._run_alone(waiting, error)
-                continue
-            seconds = time.monotonic() - began
-            for one, answer in zip(waiting, answers, strict=True):
-                _answer(one, answer)
-            self._tell(prepared, began, seconds, [began - one.arrived for one in waiting])
+        with self._batches.running():
+            while (taken := self._slot.get()) is not None:
+                self._ahead.release()
+                self._run(*taken)
+
+    def _run(self, waiting: Sequence[_Waiting], prepared: Prepared | None) -> None:
+        began = time.monotonic()
+        try:
+            if prepared is None:
+                raise RuntimeError("this batch could not be prepared")
+            answers = self._batches.run(prepared)
+        except Exception as error:
+            self._run_alone(waiting, error)
+            return
+        seconds = time.monotonic() - began
+        for one, answer in zip(waiting, answers, strict=True):
+            _answer(one, answer)
+        self._tell(prepared, began, seconds, [began - one.arrived for one in waiting])
 
     def _run_alone(self, waiting: Sequence[_Waiting], error: Exception) -> None:
         """Run each request of a batch that failed alone, so that one cannot spoil the others' answers."""

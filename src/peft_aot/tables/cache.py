@@ -8,10 +8,13 @@ was not.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+Key = tuple[Hashable, int]
+"""A task and a token."""
 
 
 class RowCache:
@@ -44,8 +47,8 @@ class RowCache:
             self._rows = torch.empty(
                 self.pages, layers, width, dtype=dtype, device="cpu"
             )  # the system gives memory as it is used
-        self._page_of: dict[tuple[Hashable, int], int] = {}
-        self._key_of: list[tuple[Hashable, int]] = []
+        self._page_of: dict[Key, int] = {}
+        self._key_of: list[Key] = []
         self._used = bytearray(self.pages)
         self._hand = 0
         self._lock = threading.Lock()
@@ -56,45 +59,40 @@ class RowCache:
         """Whether its pages are of this shape and number format."""
         return self._rows.shape[1:] == (layers, width) and self._rows.dtype == dtype
 
-    def take(self, task: Hashable, tokens: Tensor, rows: Tensor) -> Tensor:
+    def take(self, keys: Sequence[Key], places: Sequence[int], rows: Tensor) -> list[int]:
         """Copy what is there.
 
         Args:
-            task: Whose rows; compared by equality.
-            tokens: (U,) int64.
-            rows: (L, U, D); columns of tokens that are found are written, others stay as they are.
+            keys: Whose rows, and of which token; tasks are compared by equality.
+            places: For each key a column of `rows`.
+            rows: (L, S, D); columns of keys that are found are written, others stay as they are.
 
         Returns:
-            (M,) int64: places in `tokens` of those that were not found.
+            Numbers of the keys that were not found, ascending.
         """
         with self._lock:
-            pages = [self._page_of.get((task, token), -1) for token in tokens.tolist()]
+            pages = [self._page_of.get(key, -1) for key in keys]
             found = [page for page in pages if page >= 0]
             for page in found:
                 self._used[page] = 1
             self.hits += len(found)
             self.misses += len(pages) - len(found)
             if found:  # copied under the lock, so that no page changes hands meanwhile
-                read = self._rows.index_select(0, _indices(found)).transpose(0, 1)
-                if len(found) == len(pages):
-                    rows.copy_(read)
-                else:
-                    rows.index_copy_(1, _indices(p for p, page in enumerate(pages) if page >= 0), read)
-        return _indices(p for p, page in enumerate(pages) if page < 0)
+                columns = [place for place, page in zip(places, pages, strict=True) if page >= 0]
+                rows.index_copy_(1, _indices(columns), self._rows.index_select(0, _indices(found)).transpose(0, 1))
+        return [number for number, page in enumerate(pages) if page < 0]
 
-    def put(self, task: Hashable, tokens: Tensor, rows: Tensor) -> None:
+    def put(self, keys: Sequence[Key], rows: Tensor) -> None:
         """Keep rows, as many as there is room for.
 
         Args:
-            task: Whose rows.
-            tokens: (U,) int64, distinct.
-            rows: (L, U, D).
+            keys: Whose rows, and of which token; distinct.
+            rows: (L, U, D), theirs.
         """
-        kept = tokens.tolist()[: self.pages]
         with self._lock:
             # a page may have been given up again within this very call: the last to get it has it
             try:
-                place_of = {self._page_for((task, token)): place for place, token in enumerate(kept)}
+                place_of = {self._page_for(key): place for place, key in enumerate(keys[: self.pages])}
                 if place_of:
                     values = rows.index_select(1, _indices(place_of.values())).transpose(0, 1)
                     self._rows.index_copy_(0, _indices(place_of), values)
@@ -105,7 +103,7 @@ class RowCache:
     def _clear(self) -> None:
         self._page_of, self._key_of, self._used, self._hand = {}, [], bytearray(self.pages), 0
 
-    def _page_for(self, key: tuple[Hashable, int]) -> int:
+    def _page_for(self, key: Key) -> int:
         page = self._page_of.get(key)
         if page is None:
             page = len(self._key_of)

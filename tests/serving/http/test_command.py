@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import builtins
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,6 @@ from typing import Any
 import pytest
 import requests
 
-import peft_aot
 import peft_aot.serving.engine
 from peft_aot.cli.app import main
 from peft_aot.serving.http import running
@@ -24,6 +19,7 @@ from peft_aot.serving.http.auth import ADMIN_KEY, API_KEY, Keys
 from peft_aot.serving.limits import Limits
 from served_models import Saved
 from serving.fake_engine import FakeEngine
+from serving.http.served_process import served_process, wait
 
 
 @pytest.fixture
@@ -107,47 +103,26 @@ def test_from_end_to_end(saved: Callable[[str], Saved], tmp_path: Path) -> None:
     here = saved("bert")
     for name in ("trec", "names", "vectors"):
         shutil.copytree(here.tasks[name], tmp_path / name)
-    environment = {**os.environ, "PYTHONPATH": str(Path(peft_aot.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from peft_aot.cli.app import main; main()", "serve", "--port", "0", "--watch"]
-    command += ["--model", str(here.backbone), "--tasks", str(tmp_path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().split()[-1]
-
-            def tasks() -> set[str]:
-                return {task["name"] for task in requests.get(f"{url}v1/tasks", timeout=30).json()["tasks"]}
-
-            def wait(condition: Callable[[], bool]) -> None:
-                end = time.monotonic() + 60
-                while not condition():
-                    assert time.monotonic() < end
-                    time.sleep(0.05)
-
-            wait(lambda: requests.get(f"{url}readyz", timeout=30).status_code == 200)
-            assert tasks() == {"trec", "names", "vectors"}
-            questions = [
-                {"task": task, "text": "how far is rome"} for task in ("trec", "names", "vectors", "__base__", "trek")
-            ]
-            results = requests.post(f"{url}v1/batch", json={"requests": questions}, timeout=60).json()["results"]
-            assert results[0]["result"]["label"] in {"number", "place", "person", "thing", "reason"}
-            assert len(results[1]["result"]["words"]) == 4
-            assert sum(x * x for x in results[2]["result"]["embedding"]) == pytest.approx(1, abs=1e-3)
-            assert "did you mean 'trec'?" in results[4]["error"]["message"]
-            for text in ("", "  ", "\0", "a" * 90_000, "\u202e\U0001f600"):
-                answer = requests.post(f"{url}v1/classify", json={"task": "trec", "text": text}, timeout=60)
-                assert answer.status_code in {200, 422}, answer.text
-            shutil.copytree(here.tasks["sentiment"], tmp_path / "sentiment")
-            wait(lambda: "sentiment" in tasks())
-            body = {"lora_name": "again", "lora_path": "sentiment"}
-            assert requests.post(f"{url}v1/load_adapter", json=body, timeout=60).status_code == 200
-            assert "again" in tasks()
-            shutil.rmtree(tmp_path / "sentiment")
-            wait(lambda: "sentiment" not in tasks())
-            assert 'aot_texts_total{task="trec"}' in requests.get(f"{url}metrics", timeout=30).text
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-        finally:
-            process.kill()
+    with served_process(here.backbone, tmp_path) as served:
+        assert served.tasks() == {"trec", "names", "vectors"}
+        questions = [
+            {"task": task, "text": "how far is rome"} for task in ("trec", "names", "vectors", "__base__", "trek")
+        ]
+        results = requests.post(f"{served.url}v1/batch", json={"requests": questions}, timeout=60).json()["results"]
+        assert results[0]["result"]["label"] in {"number", "place", "person", "thing", "reason"}
+        assert len(results[1]["result"]["words"]) == 4
+        assert sum(x * x for x in results[2]["result"]["embedding"]) == pytest.approx(1, abs=1e-3)
+        assert "did you mean 'trec'?" in results[4]["error"]["message"]
+        for text in ("", "  ", "\0", "a" * 90_000, "\u202e\U0001f600"):
+            answer = requests.post(f"{served.url}v1/classify", json={"task": "trec", "text": text}, timeout=60)
+            assert answer.status_code in {200, 422}, answer.text
+        shutil.copytree(here.tasks["sentiment"], tmp_path / "sentiment")
+        wait(lambda: "sentiment" in served.tasks())
+        body = {"lora_name": "again", "lora_path": "sentiment"}
+        assert requests.post(f"{served.url}v1/load_adapter", json=body, timeout=60).status_code == 200
+        assert "again" in served.tasks()
+        shutil.rmtree(tmp_path / "sentiment")
+        wait(lambda: "sentiment" not in served.tasks())
+        assert 'aot_texts_total{task="trec"}' in requests.get(f"{served.url}metrics", timeout=30).text
+        served.process.send_signal(signal.SIGTERM)
+        served.process.wait(60)
