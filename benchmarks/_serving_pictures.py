@@ -53,7 +53,7 @@ def draw_serving(lines: list[Line], image: Path) -> str:
         own = {name: [line for line in found if line["model"] == model] for name, found in sections.items()}
         _throughput(left, own.get("peers", []), own.get("capacity", []))
         _latency(right, own.get("latency", []))
-        left.set_title(f"{model}: saturated, one process")
+        left.set_title(f"{model}: saturated, without HTTP")
         right.set_title(f"{model}: Poisson arrivals over HTTP")
     figure.savefig(image, dpi=110)
     plt.close(figure)
@@ -79,6 +79,7 @@ def _throughput(ax: Axes, peers: list[Line], capacity: list[Line]) -> None:
         ax.axhline(bare, color=INK, linewidth=1, label="bare backbone, long rounds")
     ax.set_ylabel("requests per second")
     _tasks(ax, ticks)
+    ax.set_ylim(bottom=0)
 
 
 def _latency(ax: Axes, lines: list[Line]) -> None:
@@ -102,7 +103,10 @@ def _tasks(ax: Axes, ticks: set[int]) -> None:
     ax.set_xlabel("tasks loaded")
     ax.grid(color=GRID)
     if ticks:
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    else:
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=INK)
+        ax.set_axis_off()
 
 
 def _rows(line: Line) -> list[str]:

@@ -158,7 +158,8 @@ class StackRows:
             tokens = torch.tensor([token for _, token in lacking], device=rows.device)
             _compute(computed, _side_by_side(lacking, factors_of, tokens), embed, blocks)
             cache.put(lacking, computed)
-            rows.index_copy_(1, torch.tensor([places[number] for number in missing]), computed)
+            columns = torch.tensor([places[number] for number in missing], device=rows.device)
+            rows.index_copy_(1, columns, computed)
 
     def _circumstances(self) -> tuple[object, ...]:
         """Return what rows depend on beside tokens and factors: precision, and a number for the embeddings as now."""
