@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+from load.apart import Apart
 from load.demand import demand, weights
 from load.tsung import percentile, read_load
 
@@ -71,3 +73,15 @@ def test_zipf_asks_for_the_first_task_most_and_texts_do_not_depend_on_the_tasks(
 def test_an_unknown_mix_is_refused() -> None:
     with pytest.raises(ValueError, match="expected the mix uniform or zipf, got 'zipff'"):
         weights(2, "zipff")
+
+
+def test_an_object_in_another_process_is_called_and_its_errors_come_back() -> None:
+    with Apart(Counter, "aab") as apart:
+        assert apart.call("most_common", 1) == [("a", 2)]
+        with pytest.raises(RuntimeError, match="AttributeError: .*'least'"):
+            apart.call("least")
+        assert apart.call("total") == 3, "an error ends nothing"
+    with pytest.raises(RuntimeError, match="ValueError: invalid literal for int"):
+        Apart(int, "x")
+    with Apart(import_module, "os") as apart, pytest.raises(RuntimeError, match=r"got the end of the process \(7\)"):
+        apart.call("_exit", 7)

@@ -2,8 +2,8 @@
 
 torch's threads on a CPU are OpenMP's, and every thread that calls torch gets a team of its own, as large as the
 machine. Where more than one thread has a team there are more threads than cores, and GNU's OpenMP lets those of a team
-sleep between two operations instead of spinning for a moment: a model of many small operations then runs a tenth
-slower, whether or not the other team has anything to do.
+sleep between two operations instead of spinning for a moment: a model of many small operations then runs slower,
+whether or not the other team has anything to do.
 """
 
 from __future__ import annotations

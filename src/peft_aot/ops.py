@@ -61,7 +61,7 @@ def stacked_fc_rows(
     """Compute `fc_rows` of L blocks at once: two matrix products instead of 2 L.
 
     Shapes: embeddings (U, E), w1 (L * R, E), block by block and transposed, which makes the product of a few tokens
-    twice as fast, b1 (L, R), w2 (L, R, D), b2 (L, D); returns (L, U, D).
+    faster, b1 (L, R), w2 (L, R, D), b2 (L, D); returns (L, U, D).
     """
     units = activation(torch.addmm(b1.view(-1, 1), w1, embeddings.t())).view(*b1.shape, len(embeddings))
     return torch.baddbmm(b2.unsqueeze(1), units.transpose(1, 2), w2)

@@ -21,6 +21,7 @@ from scipy.special import expit, softmax
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_aot import BitFitConfig
+from peft_aot.aot.bank import TaskBank
 from peft_aot.serving import (
     Answer,
     BatchRecord,
@@ -37,7 +38,7 @@ from peft_aot.serving import (
     Tags,
     UnknownTask,
 )
-from peft_aot.serving.batch import Asked
+from peft_aot.serving.batch import Asked, Batches
 from served_models import KINDS, TEXTS, Saved, alone, make_tokenizer, save_task
 
 TOLERANCE = 1e-4
@@ -497,3 +498,25 @@ def test_a_head_that_lacks_a_part_is_refused(saved: Make, tmp_path: Path) -> Non
     save_file({n: t for n, t in load_file(path).items() if "pre_classifier.bias" not in n}, path)
     with start(distil) as engine, pytest.raises(ValueError, match=r"expected pre_classifier .*got all but bias"):
         engine.add_task("part", folder)
+
+
+def test_only_the_thread_that_runs_has_more_than_one(bert: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[int]] = {}
+
+    def noting(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def noted(*arguments: object, **named: object) -> object:
+            seen.setdefault(name, set()).add(torch.get_num_threads())
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    for owner, name in ((TaskBank, "add"), (Batches, "prepare"), (Batches, "run")):
+        noting(owner, name)
+    noting(AutoModel, "from_pretrained")
+    torch.set_num_threads(3)
+    with start(bert) as engine:
+        engine.answer([Request("trec", text) for text in TEXTS])
+    assert seen == {"from_pretrained": {1}, "add": {1}, "prepare": {1}, "run": {3}}
+    assert torch.get_num_threads() == 3

@@ -19,7 +19,8 @@ from peft_aot.source import Source
 from peft_aot.suggestions import did_you_mean
 
 from .banked import BankedTask
-from .model import AoTModel, as_aot
+from .config import as_aot
+from .model import AoTModel
 from .read_task import HeadReader, model_heads, read_task
 
 

@@ -193,3 +193,10 @@ def _check_choice(name: str, value: object, choices: list[str]) -> None:
     if value in choices:
         return
     raise ValueError(f"expected a known {name}, got {value!r}; {did_you_mean(str(value), choices)}")
+
+
+def as_aot(config: PeftConfig) -> AoTConfig:
+    """Return `config`, of which PEFT only knows that it is a `PeftConfig`."""
+    if not isinstance(config, AoTConfig):
+        raise TypeError(f"expected an AoTConfig, got {type(config).__name__}; do not mix methods in one model")
+    return config

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,14 +21,14 @@ from peft_aot.routing import Tasks, tasks_of
 from peft_aot.tables import Table, TableChanged
 from peft_aot.tuner import TaskTuner
 
-from .arena import ArenaRows, Resident, Residents
+from .arena import ArenaRows, Residents
 from .banked import drop_table
 from .block_rows import BlockCall, add_block_rows
 from .placement import Placement
 from .plan import Asked, Plan, ask, check_ids, group_examples, make_plan
 from .prefetch import Prefetched, current
 from .reparam import HiddenBottleneck
-from .source_rows import TaskRows
+from .source_rows import TaskRows, rows_in_memory
 from .stack_rows import StackRows, State, version
 from .stage import Buffers
 from .staged_rows import StagedRows
@@ -186,8 +185,9 @@ class Lookup:
             for group in asked.groups
         ]
         if self.placement.keeps_tables(like.device):
-            resident = self._resident(asked, sources, layers, like)
+            resident = rows_in_memory(asked, sources, layers, like, self._residents)
             if resident is not None:
+                check_ids(asked, self.vocab_sizes)
                 return resident
         streams = self._streams_for(like.device) if self.placement.stages(like.device) else None
         return StagedRows(self._plan(call, asked), sources, layers, like, self._buffers, streams)
@@ -226,21 +226,6 @@ class Lookup:
         if device not in self._streams:
             self._streams[device] = CudaStreams(device)
         return self._streams[device]
-
-    def _resident(
-        self, asked: Asked, sources: Sequence[Sequence[TaskRows]], layers: StackRows, hidden: Tensor
-    ) -> ArenaRows | None:
-        """Return the rows of a call if the tables of all its tasks are in one arena, or can be put there."""
-        places: list[Resident] = []
-        for group in sources:
-            place = group[0].place(self._residents, hidden) if len(group) == 1 else None
-            if place is None or (places and place.arena is not places[0].arena):
-                return None
-            places.append(place)
-        if not places:
-            return None
-        check_ids(asked, self.vocab_sizes)
-        return ArenaRows(asked, places, layers, places[0].arena)
 
     def _modules_compute(self, call: StackCall, asked: Asked) -> bool:
         """Whether gradients may be wanted, or dropout acts."""

@@ -25,7 +25,7 @@ from peft_aot.tuner import TaskTuner, matches
 from . import describe, files, token_ids
 from .choose import choose_blocks
 from .combine import combined_config
-from .config import CANNOT_FUSE_HIDDEN, DEFAULT_ALPHA, AoTConfig
+from .config import CANNOT_FUSE_HIDDEN, DEFAULT_ALPHA, AoTConfig, as_aot
 from .layer import CANNOT_MERGE, AoTLayer
 from .lookup import Lookup
 from .placement import CPU, choose_placement
@@ -292,10 +292,3 @@ class AoTModel(TaskTuner):
 
     def _config(self, adapter_name: str) -> AoTConfig:
         return as_aot(self.peft_config[adapter_name])
-
-
-def as_aot(config: PeftConfig) -> AoTConfig:
-    """Return `config`, of which PEFT only knows that it is a `PeftConfig`."""
-    if not isinstance(config, AoTConfig):
-        raise TypeError(f"expected an AoTConfig, got {type(config).__name__}; do not mix methods in one model")
-    return config

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from peft_aot.tables import Table, TableChanged
 
-from .arena import Resident, Residents
+from .arena import ArenaRows, Resident, Residents
+from .plan import Asked
 from .stack_rows import StackRows
 from .stacked import StackedFactors
 
@@ -59,6 +60,19 @@ class TaskRows:
             except TableChanged as error:
                 self.let_go(self.table, error)
         return None
+
+
+def rows_in_memory(
+    asked: Asked, sources: Sequence[Sequence[TaskRows]], layers: StackRows, hidden: Tensor, residents: Residents
+) -> ArenaRows | None:
+    """Return the rows of a call if the tables of all its tasks are in one arena, or can be put there."""
+    places: list[Resident] = []
+    for group in sources:
+        place = group[0].place(residents, hidden) if len(group) == 1 else None
+        if place is None or (places and place.arena is not places[0].arena):
+            return None
+        places.append(place)
+    return ArenaRows(asked, places, layers, places[0].arena) if places else None
 
 
 def _copy(rows: Tensor, table: Table, tokens: Tensor, names: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from peft_aot.backbone import input_embedding
 from peft_aot.tables.cache import Key, RowCache
 
 from .reparam import HiddenBottleneck
-from .stacked import ALL, OffloadedFactors, StackedFactors
+from .stacked import OffloadedFactors, StackedFactors
 
 _NUMBERS = itertools.count()
 
@@ -126,9 +126,7 @@ class StackRows:
             known = self._stacked[adapter_name] = made_of, factors, now
         return known[1]
 
-    def read(
-        self, rows: Tensor, wanted: Sequence[Wanted], embed: Callable[[Tensor], Tensor], blocks: slice = ALL
-    ) -> None:
+    def read(self, rows: Tensor, wanted: Sequence[Wanted], embed: Callable[[Tensor], Tensor], blocks: slice) -> None:
         """Write rows of several tasks, those from the cache that are there; the others are computed.
 
         Args:

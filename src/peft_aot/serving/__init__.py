@@ -1,9 +1,9 @@
 """Many tasks on one frozen backbone, answered in shared batches; nothing here knows HTTP."""
 
+from .batch_record import BatchRecord
 from .engine import Engine
 from .errors import DeadlineExceeded, EngineClosed, Overloaded, UnknownTask
 from .limits import Limits
-from .pipeline import BatchRecord
 from .request import (
     Answer,
     Classification,

@@ -28,10 +28,11 @@ from peft_aot.routing import BASE
 from peft_aot.suggestions import did_you_mean
 
 from .batch import Asked, Batches
+from .batch_record import BatchRecord
 from .body import Precision, load_body
 from .errors import Overloaded, UnknownTask
 from .limits import Limits
-from .pipeline import BatchRecord, Pipeline, TaskForgotten
+from .pipeline import Pipeline, TaskForgotten
 from .request import Answer, Request, TaskInfo
 from .served import HeadReaders, Served, served
 

@@ -11,12 +11,13 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from weakref import WeakSet
 
 from .batch import Asked, Batches, Prepared
+from .batch_record import BatchRecord
 from .errors import DeadlineExceeded, EngineClosed, Overloaded
 from .job import Job
 from .limits import Limits
@@ -26,29 +27,6 @@ from .served import Served
 
 SMOOTHING = 0.1
 """Weight of the last batch in the mean of seconds per request."""
-
-
-@dataclass(frozen=True)
-class BatchRecord:
-    """What a batch was like.
-
-    Attributes:
-        examples: Its requests.
-        tasks: How many different tasks they were for.
-        tokens: Their tokens.
-        padded_tokens: The same with padding.
-        seconds: How long it ran.
-        waited: Seconds that each request had waited when it began.
-        hits: Requests by where their rows came from, see `Prepared`.
-    """
-
-    examples: int
-    tasks: int
-    tokens: int
-    padded_tokens: int
-    seconds: float
-    waited: Sequence[float]
-    hits: Mapping[str, int]
 
 
 @dataclass(eq=False)

@@ -11,11 +11,11 @@ from typing import Any
 
 from ray import serve
 
+from .batch_record import BatchRecord
 from .engine import Engine
 from .errors import UnknownTask
 from .follower import Follower
 from .http.app import make_app
-from .pipeline import BatchRecord
 from .ray_engine import ClusterEngine, TaskChanges, unavailable
 from .ray_settings import Arguments
 from .request import Answer, Request
