@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from backbones import build, inputs, output
 from models import adapted, config
+from peft_aot import fuse
 from peft_aot.aot import staged_rows
 from peft_aot.aot.lookup import Lookup
 from peft_aot.aot.stage import Buffers, Lent
@@ -70,6 +71,28 @@ def test_blocks_get_the_rows_they_would_compute(name: str, tmp_path: Path, monke
     model.base_model.set_adapter(["default", "kron", "part"])  # their rows add up
     with torch.no_grad():
         torch.testing.assert_close(output(model, batch), each_block_alone(model, monkeypatch, batch))
+
+
+def test_what_partial_tables_lack_goes_to_the_columns_of_its_own_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PeftModel.from_pretrained(build("bert"), _partial(tmp_path / "one", 1), adapter_name="one")
+    for seed, name in ((2, "two"), (3, "three")):
+        model.load_adapter(_partial(tmp_path / name, seed), name)
+    model.eval()
+    batch = inputs("bert", "SEQ_CLS")
+    order = ["two", "three", "one", "two", "__base__", "three"][: len(batch["input_ids"])]
+    for placement in ("mmap", "staged", "factors"):
+        model.set_table_placement(placement, None)
+        with torch.no_grad():
+            found = output(model, batch, adapter_names=order)
+            torch.testing.assert_close(found, each_block_alone(model, monkeypatch, batch, adapter_names=order))
+
+
+def _partial(folder: Path, seed: int) -> Path:
+    adapted("bert", seed=seed).save_pretrained(folder)
+    fuse(folder, build("bert"), dtype="float32", token_ids=torch.arange(0, 120, seed + 1), progress=False)
+    return folder
 
 
 def test_a_gradient_flows_past_frozen_rows(monkeypatch: pytest.MonkeyPatch) -> None:

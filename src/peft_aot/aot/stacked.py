@@ -48,8 +48,7 @@ class StackedFactors:
         with torch.no_grad():
             self._factors = {name: factor.to(device) for name, factor in _stack(parts).items()}
         w1 = self._factors.get("w1")
-        reads = w1 is not None and self._kind is not RandomRows
-        self.recipe = (self._normalize, w1.dtype, w1.device) if reads and w1 is not None else None
+        self.recipe = None if w1 is None else (self._normalize, w1.dtype, w1.device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # numbers of another process, or of the original, stand for something else here
