@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from peft_aot.cli.app import main
 from peft_aot.compare import CompareOptions, compare
 from peft_aot.compare.execute import execute
 from peft_aot.compare.records import RecordFile, Run, RunRecord
@@ -144,6 +145,16 @@ def test_a_comparison_begun_here_goes_on_on_ray_with_the_same_records(
     assert not ray.is_initialized() and results.exists() == before
     assert not list(short_folder.glob("peft-aot-*")), "nothing is left behind"
     assert Path.cwd() == options.output.absolute().parent and "RAY_CHDIR_TO_TRIAL_DIR" not in os.environ
+
+
+def test_the_command_with_what_a_terminal_shows(options: CompareOptions, capsys: pytest.CaptureFixture[str]) -> None:
+    given = "compare --model backbone --output out --train-file colours.csv --validation-file validation.csv"
+    more = "--methods aot --trials 1 --seeds 1 --epochs 1 --timing-rounds 0 --precision fp32 --ray"
+    with pytest.raises(SystemExit) as ended:
+        main([*given.split(), *more.split()])
+    assert not ended.value.code, capsys.readouterr()
+    assert [record.status for record in RecordFile(Path("out/runs.jsonl"), RunRecord).records] == ["done"]
+    assert "AoT-FC" in capsys.readouterr().out
 
 
 def test_a_worker_that_dies_costs_its_own_run_only(

@@ -173,6 +173,10 @@ class _Trials(tune.Callback):
         self.started: dict[int, float] = {}
         self.finished: set[int] = set()
 
+    def __reduce__(self) -> tuple[type[tune.Callback], tuple[()]]:
+        # Tune writes its callbacks into files that nobody reads here; a listener may hold a terminal, or a lock
+        return tune.Callback, ()
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Hear that a worker has begun."""
         index = trial.config[RUN]
