@@ -373,6 +373,15 @@ REPLACEMENTS: list[tuple[dict[str, Any], str]] = [
         {"id2label": {"1": "no", "2": "yes"}},
         r"expected id2label to number its labels 0 to 1 in {}, got 1, 2; save the adapter again",
     ),
+    (
+        {"id2label": {"0": "yes", "1": "yes"}},
+        r"expected labels that differ, and none empty, in id2label in {}, got .*; set",
+    ),
+    (
+        {"id2label": {"0": "no", "1": ""}},
+        r"expected labels that differ, and none empty, in id2label in {}, got .*; set",
+    ),
+    ({"id2label": {"0": "no", "1": "\ud800"}}, r"expected labels in Unicode in {}, got half of a surrogate pair; save"),
     ({"num_labels": 3}, r"expected num_labels to be 2 as in id2label in {}, got 3; save the adapter again"),
     (
         {"tokenizer_args": {"max_length": "128"}},

@@ -165,4 +165,14 @@ def _labels(id2label: object, num_labels: object, path: Path, remedy: str) -> tu
         raise ValueError(
             f"expected num_labels to be {len(numbers)} as in id2label in {path}, got {num_labels!r}; {remedy}"
         )
-    return tuple(id2label[number] for number in numbers)
+    labels = tuple(id2label[number] for number in numbers)
+    if len(set(labels)) < len(labels) or not all(labels):
+        raise ValueError(
+            f"expected labels that differ, and none empty, in id2label in {path}, got {id2label!r}; set the backbone's "
+            f"config.id2label, and {remedy}"
+        )
+    try:
+        "".join(labels).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"expected labels in Unicode in {path}, got half of a surrogate pair; {remedy}") from error
+    return labels

@@ -66,6 +66,11 @@ def test_what_cannot_be_cut_enough_is_refused(way: str | bool) -> None:
         Encoder(make_tokenizer(), 40).encode("a", LONG, {"max_length": 8, "truncation": way})
 
 
+def test_a_limit_below_the_special_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected at most 1 tokens, got \d+, and truncation=True cannot"):
+        Encoder(make_tokenizer(), 40).encode(LONG, None, {"max_length": 1, "truncation": True})
+
+
 def test_slow_tokenizers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected a fast tokenizer, got SimpleNamespace; load .* tokenizer.json"):
         Encoder(SimpleNamespace(is_fast=False), 40)  # type: ignore[arg-type]

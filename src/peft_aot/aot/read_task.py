@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 from peft import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from peft_aot.backbone import input_embedding
@@ -52,9 +55,12 @@ def read_task(
         raise FileNotFoundError(
             f"expected {CONFIG_NAME} in {source.model_id}, got none; pass a folder or repository with a saved adapter"
         )
-    config = PeftConfig.from_pretrained(str(source.model_id), **source.hub)
+    config = _configuration(source)
     if not isinstance(config, AoTConfig):
-        raise TypeError(f"expected an AoT adapter in {source.model_id}, got {config.peft_type}; a bank holds only AoT")
+        raise TypeError(
+            f"expected an AoT adapter in {source.model_id}, got {config.peft_type}; train one "
+            f"with AoTConfig, or use load_adapter"
+        )
     if config.bottleneck_input == "hidden":
         raise ValueError(f"{CANNOT_FUSE_HIDDEN}, in {source.model_id}; load it with load_adapter")
     config.check_alpha()
@@ -66,7 +72,7 @@ def read_task(
             f"expected {SAFETENSORS_WEIGHTS_NAME} in {source.model_id}, got none; save the adapter with "
             f"safe_serialization=True"
         )
-    state = load_file(weights)
+    state = _load(weights)
     check_finite(state)
     factors, rest = _split(state)
     names = _names_here(factors, {name for layers in stacks for name in layers.slots})
@@ -81,6 +87,28 @@ def read_task(
     own = read_heads(source, config, rest)
     table = find_table(source, config, stacks, lambda layers: stacked[layers.stack], names) if use_table else None
     return BankedTask(config.vocab_size or 0, own, stacked, table)
+
+
+def _configuration(source: Source) -> PeftConfig:
+    try:
+        config: PeftConfig = PeftConfig.from_pretrained(str(source.model_id), **source.hub)
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        # what PEFT meets in a broken one
+        raise ValueError(
+            f"expected an adapter's configuration in {source.model_id}, got an unreadable {CONFIG_NAME} "
+            f"({type(error).__name__}: {error}); save the adapter again"
+        ) from error
+    return config
+
+
+def _load(weights: Path) -> dict[str, Tensor]:
+    # not mapped: a task that is served must not change, or end the process, when its file is written to
+    try:
+        return load(weights.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(
+            f"expected weights in {weights}, got unreadable ones ({error}); save the adapter again"
+        ) from error
 
 
 def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,6 +37,10 @@ def serve(
         str, typer.Option(help="Where rows are kept: auto, device, staged, ram, mmap or factors.")
     ] = "auto",
     memory_budget: Annotated[int | None, typer.Option(help="Bytes for the rows of all tasks together.")] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Of the backbone's weights; auto is bf16 where the hardware multiplies it."),
+    ] = "auto",
     batch_tokens: Annotated[int, typer.Option(help="Tokens of a batch at most.")] = DEFAULTS.batch_tokens,
     batch_examples: Annotated[int, typer.Option(help="Texts of a batch at most.")] = DEFAULTS.batch_examples,
     queue: Annotated[int, typer.Option(help="Texts that may wait at most.")] = DEFAULTS.queue,
@@ -64,6 +68,7 @@ def serve(
         tasks=tasks,
         watch=WATCH_SECONDS if watch else None,
         max_body=max_body,
+        max_texts=max(1, min(Settings.max_texts, queue // 2)),  # what one task alone may have in the queue
         timeout=timeout,
         drain_delay=drain_delay,
     )
@@ -72,7 +77,9 @@ def serve(
     quiet_libraries()
     from peft_aot.serving.engine import Engine
 
-    engine = Engine(model, limits=limits, placement=placement, memory_budget=memory_budget or "auto")
+    engine = Engine(
+        model, limits=limits, placement=placement, memory_budget=memory_budget or "auto", precision=precision
+    )
     try:
         run(engine, settings, host, port, lambda address: typer.echo(f"page, endpoints and /docs: {address}"))
     finally:

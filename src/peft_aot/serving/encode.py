@@ -94,6 +94,8 @@ class Encoder:
             except Exception as error:  # the tokenizers library raises nothing narrower
                 raise ValueError(refusal) from error
         found: Encoding = cut.encodings[0]
+        if len(found) > limit:  # fewer than the special tokens that are always there
+            raise ValueError(refusal)
         return found
 
     def pad(self, batch: Sequence[Encoded], device: torch.device) -> dict[str, Tensor]:

@@ -23,6 +23,10 @@ from .routed import Routed
 CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "TOKEN_CLS": AutoModelForTokenClassification}
 
 
+_UNUSUAL = 1021
+"""Labels of a class that is made without values: a prime, so that no other size in a head is likely to be it."""
+
+
 class Body(nn.Module):
     """Stands where the body stood and returns what it has computed.
 
@@ -53,7 +57,7 @@ class HeadClass:
 
     def __init__(self, task_type: str, body: PreTrainedModel, pooler: nn.Module | None) -> None:
         config = copy.deepcopy(body.config)
-        config.num_labels = 2
+        config.num_labels = self._labels = _UNUSUAL
         with torch.device("meta"):
             self.model: nn.Module = CLASSES[task_type].from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         self.model.eval().requires_grad_(False)
@@ -98,6 +102,7 @@ class HeadClass:
                     f"{'all but' if wanted - set(state) else 'also'} {missing[0]}; train it with modules_to_save that "
                     f"name {path}, on {type(self.model).__name__}"
                 )
+            self._check_shapes(path, state, routed.like.state_dict(), where)
             holder = nn.ModuleDict({"part": copy.deepcopy(routed.like)})
             fit_linears(holder, "part", "part", {f"part.{key}": tensor for key, tensor in state.items()})
             part = holder.get_submodule("part")
@@ -109,6 +114,20 @@ class HeadClass:
                 f"{sorted(left)[0]}; train it on that class"
             )
         return own
+
+    def _check_shapes(self, path: str, state: Mapping[str, Tensor], like: Mapping[str, Tensor], where: str) -> None:
+        """Refuse tensors that the class's forward could not use: only how many labels there are is a task's own."""
+        labels = None
+        for key, tensor in state.items():
+            wanted = list(like[key].shape)
+            if wanted[:1] == [self._labels] and tensor.dim():
+                labels = len(tensor) if labels is None else labels
+                wanted[0] = labels
+            if list(tensor.shape) != wanted or not tensor.is_floating_point():
+                raise ValueError(
+                    f"expected {path}.{key} of shape {tuple(wanted)} and floating point in the adapter {where}, got "
+                    f"{tuple(tensor.shape)}, {tensor.dtype}; train it on this backbone"
+                )
 
     def run(self, hidden: Tensor, inputs: Mapping[str, Tensor], heads: Sequence[Mapping[str, nn.Module]]) -> Tensor:
         """Compute logits, padded with -inf where other tasks have more labels.

@@ -65,7 +65,7 @@ def test_options(started: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
     options = (
         f"--model m --tasks {tmp_path} --host 0.0.0.0 --port 0 --watch --adapters {tmp_path}/more --allow-hub org/one "
         f"--allow-hub org2/* --admin-key-file {tmp_path}/admin --placement mmap --memory-budget 1000 "
-        "--batch-tokens 512 --batch-examples 8 --queue 99 --timeout 5 --max-body 1000 --drain-delay 2"
+        "--batch-tokens 512 --batch-examples 8 --queue 99 --timeout 5 --max-body 1000 --drain-delay 2 --precision bf16"
     )
     assert run(*options.split()) == 0
     settings = started["settings"]
@@ -76,6 +76,8 @@ def test_options(started: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
     assert (settings.timeout, settings.max_body, settings.drain_delay) == (5, 1000, 2)
     assert (started["placement"], started["memory_budget"]) == ("mmap", 1000)
     assert started["limits"] == Limits(batch_tokens=512, batch_examples=8, queue=99)
+    assert started["precision"] == "bf16"
+    assert settings.max_texts == 49, "one task may have half of the queue"
 
 
 def test_it_does_not_start_where_others_could_load(started: dict[str, Any], capsys: Any) -> None:

@@ -48,6 +48,8 @@ def test_ready_once_the_tasks_are_loaded(make_client: MakeClient, tmp_path: Path
     client = make_client(engine, tasks=tmp_path)
     response = client.get("/readyz")
     assert (response.status_code, response.json()["error"]["type"]) == (503, "loading")
+    response = client.post("/v1/classify", json={"task": "one", "text": "x"})
+    assert (response.status_code, response.json()["error"]["type"]) == (503, "loading"), "it may yet come"
     assert client.get("/healthz").status_code == 200
     end = time.monotonic() + 10
     while client.get("/readyz").status_code != 200:
@@ -187,7 +189,7 @@ def test_a_folder_of_tasks_that_is_none(make_client: MakeClient, tmp_path: Path)
 
 
 def test_every_example_of_the_documentation_works(make_client: MakeClient, tmp_path: Path) -> None:
-    save(tmp_path / "new-task")
+    save(tmp_path / "moods")
     client = make_client(adapters=(tmp_path,))
     paths = client.get("/openapi.json").json()["paths"]
     asked = 0

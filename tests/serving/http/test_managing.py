@@ -168,6 +168,13 @@ def test_a_folder_with_the_name_of_a_hub_id_is_not_read(tmp_path: Path, monkeypa
         Adapters([], ["many/*"]).find("many/one")
 
 
+def test_a_path_too_long_for_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "many").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Problem, match=NEITHER):
+        Adapters([], []).find("many/" + 300 * "x")
+
+
 @pytest.mark.parametrize("entry", ["*", "org", "org/a*", "../x", "org/../x", "*/x", ""])
 def test_hub_entries_that_are_no_good(entry: str) -> None:
     with pytest.raises(ValueError, match=r"expected a hub id as org/name or org/\*, got .*; write one of these"):

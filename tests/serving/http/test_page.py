@@ -187,7 +187,12 @@ def test_tasks_come_and_go_and_so_does_the_server(browser: Browser) -> None:
         engine.add_task("second", "org/second")
         browser.wait("document.querySelectorAll('#tasks input').length === 2")
         browser.run("document.getElementById('all').click()")
+        browser.run("document.querySelector('[data-task=first]').focus()")
         engine.remove_task("second")
+        engine.add_task("third", "org/third")  # as many as before
+        browser.wait("document.querySelector('[data-task=third]')")
+        assert browser.run("return document.activeElement.dataset.task") == "first", "the focus stays"
+        engine.remove_task("third")
         browser.wait("document.querySelectorAll('#tasks input').length === 1")
         assert text(browser, "#chosen") == "1 chosen, 1 shown"
     browser.press(CONTROL, ENTER)

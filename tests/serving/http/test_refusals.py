@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 import time
@@ -107,6 +108,18 @@ def test_other_types_of_body(client: TestClient, content_type: str) -> None:
     body = json.dumps({"task": "sentiment", "text": "x"})
     response = client.post("/v1/classify", content=body, headers={"Content-Type": content_type})
     refused(response, 415, "unsupported_media_type", "expected a JSON body, got another type or none")
+
+
+def test_bodies_that_are_compressed(client: TestClient) -> None:
+    body = gzip.compress(json.dumps({"task": "sentiment", "text": "x"}).encode())
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    response = client.post("/v1/classify", content=body, headers=headers)
+    refused(response, 415, "unsupported_media_type", "expected a body that is not compressed")
+
+
+def test_probes_answer_head(client: TestClient) -> None:
+    for path in ("/", "/page.js", "/healthz", "/readyz", "/metrics"):
+        assert client.head(path).status_code == 200, path
 
 
 def test_json_with_a_suffix_or_parameters_is_json(client: TestClient) -> None:

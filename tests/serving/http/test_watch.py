@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ def test_a_task_unloaded_by_somebody_else_stays_so_until_it_changes(engine: Fake
     watched.follow()
     watched.follow()
     assert "one" in engine.tasks
+    assert engine.calls[-1] == ("add", "one"), "there is none to replace"
     engine.remove_task("one")
     shutil.rmtree(tmp_path / "one")
     watched.follow()
@@ -173,13 +175,57 @@ def test_a_task_that_breaks_is_served_as_it_was(engine: FakeEngine, tmp_path: Pa
     assert messages(caplog) == [("a task could not be loaded", "one"), ("a folder is no task", "one")]
 
 
-def test_a_name_that_is_taken_by_a_loaded_task(engine: FakeEngine, watched: TaskFolder, tmp_path: Path) -> None:
+def test_a_name_that_is_taken_by_a_loaded_task(
+    engine: FakeEngine, watched: TaskFolder, tmp_path: Path, caplog: Any
+) -> None:
     other = save(tmp_path.parent / "elsewhere", "tokens")
     engine.add_task("one", other)
     save(tmp_path / "one")
     for _ in range(3):
         watched.follow()
     assert engine.tasks["one"].kind == "tokens"
+    assert messages(caplog) == [("a folder's name is taken by a task that a call has loaded", "one")], "told once"
+    engine.remove_task("one")
+    watched.follow()
+    assert engine.tasks["one"].kind == "single_label", "the name is free"
+
+
+def test_a_task_that_a_call_has_replaced_does_not_go_with_its_folder(
+    engine: FakeEngine, watched: TaskFolder, tmp_path: Path
+) -> None:
+    other = save(tmp_path.parent / "elsewhere", "tokens")
+    save(tmp_path / "one")
+    for _ in range(2):
+        watched.follow()
+    engine.replace_task("one", other)
+    shutil.rmtree(tmp_path / "one")
+    for _ in range(3):
+        watched.follow()
+    assert engine.tasks["one"].kind == "tokens"
+
+
+def test_a_folder_is_found_by_a_relative_path(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "tasks" / "one")
+    os.symlink("one", tmp_path / "tasks" / "two")
+    monkeypatch.chdir(tmp_path)
+    assert load_folder(engine, Path("tasks")) == 2
+
+
+def test_a_name_that_nobody_could_ask_for(engine: FakeEngine, tmp_path: Path, caplog: Any) -> None:
+    save(tmp_path / ("x" * 129))
+    save(tmp_path / ("y" * 128))
+    assert load_folder(engine, tmp_path) == 1
+    assert messages(caplog) == [("a folder is no task", "x" * 129)]
+
+
+def test_loading_ends_when_it_is_stopped(engine: FakeEngine, tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / str(number))
+    stopped = threading.Event()
+    stopped.set()
+    assert TaskFolder(engine, tmp_path).load(stopped) == 0
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, engine: FakeEngine) -> None:

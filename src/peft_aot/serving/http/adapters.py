@@ -55,7 +55,7 @@ class Adapters:
                     raise Problem(422, "bad_adapter", problem)
                 return folder
         # a folder that happens to have the id's name, seen from where the server runs, would be read in its place
-        if HUB_ID.fullmatch(wanted) and not Path(wanted).exists():
+        if HUB_ID.fullmatch(wanted) and not os.path.exists(wanted):
             organization = wanted.partition("/")[0]
             if wanted in self._hub or f"{organization}/*" in self._hub:
                 return wanted
@@ -80,7 +80,7 @@ def incomplete(folder: Path, root: Path) -> str | None:
     root = root.resolve()
     for place, folders, files in os.walk(folder):
         for path in (Path(place), *(Path(place, name) for name in (*folders, *files))):
-            if path.is_symlink() and _inside(root, str(path)) is None:
+            if path.is_symlink() and _inside(root, str(path.absolute())) is None:
                 return f"expected files inside the allowed folder, got a link out of it, {path.name!r}; copy instead"
     return None
 

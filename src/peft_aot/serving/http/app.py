@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import peft_aot
 from .answering import FindTasks, answering_routes, find_none
 from .contract import Engine
 from .examples import with_examples
-from .health import Readiness, metrics_routes, probe_routes
+from .health import Readiness, metrics_routes, probe_routes, still_loading
 from .managing import listing_routes, loading_routes
 from .metrics import Metrics
 from .observing import Observing
@@ -90,7 +90,8 @@ def make_app(engine: Engine, settings: Settings, find_tasks: FindTasks = find_no
     }
     # only for the documentation: GuardedRoute checks the key, before the body is read
     keyed = [Depends(HTTPBearer(auto_error=False))] if settings.keys.api or settings.keys.admin else []
-    app.include_router(answering_routes(engine, settings, metrics, errors, find_tasks), dependencies=keyed)
+    find = finding(find_tasks, engine, readiness)
+    app.include_router(answering_routes(engine, settings, metrics, errors, find), dependencies=keyed)
     app.include_router(listing_routes(engine, errors), dependencies=keyed)
     if settings.loading:
         app.include_router(loading_routes(engine, settings, errors), dependencies=keyed)
@@ -101,11 +102,23 @@ def make_app(engine: Engine, settings: Settings, find_tasks: FindTasks = find_no
     return app
 
 
+def finding(find_tasks: FindTasks, engine: Engine, readiness: Readiness) -> FindTasks:
+    """Return `find_tasks`, but that while tasks are being loaded, one that is not there may yet come."""
+
+    async def find(names: Collection[str]) -> Mapping[str, Exception]:
+        found = dict(await find_tasks(names))
+        if not readiness.loaded:
+            found |= {name: still_loading() for name in names if name not in engine.tasks and name not in found}
+        return found
+
+    return find
+
+
 def _put_examples(app: FastAPI, engine: Engine, settings: Settings) -> None:
     make_schema = app.openapi
 
     def schema() -> dict[str, Any]:
         # the documentation needs no key, so that with one it names no task
-        return with_examples(make_schema(), {} if settings.keys.api else engine.tasks)
+        return with_examples(make_schema(), {} if settings.keys.api else engine.tasks, settings.adapters)
 
     app.openapi = schema  # type: ignore[method-assign]

@@ -32,6 +32,7 @@ class GuardedRoute(APIRoute):
             if request.method != "POST":
                 return await handler(request)
             _check_type(request.headers.get("content-type", ""))
+            _check_coding(request.headers.get("content-encoding", "identity"))
             body = await _read(request, settings)
             return await handler(Request(request.scope, _replay(body, request.receive)))
 
@@ -51,6 +52,15 @@ def _check_type(content_type: str) -> None:
             415,
             "unsupported_media_type",
             "expected a JSON body, got another type or none; send the header 'Content-Type: application/json'",
+        )
+
+
+def _check_coding(coding: str) -> None:
+    if coding.strip().lower() not in {"", "identity"}:
+        raise Problem(
+            415,
+            "unsupported_media_type",
+            "expected a body that is not compressed, got the header Content-Encoding; send the JSON as it is",
         )
 
 

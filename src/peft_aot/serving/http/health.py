@@ -28,22 +28,29 @@ class Readiness:
     draining: bool = False
 
 
+def still_loading() -> Problem:
+    """Return why a server that has just been started does not answer."""
+    return Problem(503, "loading", "the tasks are being loaded; ask again soon", {"Retry-After": "1"})
+
+
 def probe_routes(readiness: Readiness, errors: dict[int | str, Any]) -> APIRouter:
     """Make the probes, which need no key."""
     router = APIRouter(tags=["health"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> Health:
         """Say that the process is alive."""
         return Health(status="alive")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: errors[503]})
     async def readyz() -> Health:
         """Say whether to send calls here: 503 until the tasks are loaded, and while the server stops."""
         if readiness.draining:
             raise Problem(503, "draining", "the server is stopping; ask another")
         if not readiness.loaded:
-            raise Problem(503, "loading", "the tasks are being loaded; ask again soon", {"Retry-After": "1"})
+            raise still_loading()
         return Health(status="ready")
 
     return router
@@ -53,6 +60,7 @@ def metrics_routes(metrics: Metrics, recent: Recent, errors: dict[int | str, Any
     """Make the endpoints that measure."""
     router = APIRouter(route_class=GuardedRoute, responses=errors, tags=["health"])
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def all_metrics() -> Response:
         """Give all metrics in Prometheus' text format."""

@@ -6,6 +6,7 @@
   const LOAD_EVERY = 2000; // ms
   const chosen = new Set();
   let tasks = [];
+  let version = null; // of the list of tasks
   let asked = 0;
 
   function make(tag, text = "", className = "") {
@@ -15,8 +16,9 @@
     return element;
   }
 
-  async function call(path, body) {
+  async function call(path, body, byItself = false) {
     const headers = {};
+    if (/[^\x20-\xff]/.test(at("key").value.trim())) throw new Error("The key has characters that no key can have.");
     if (at("key").value) headers.Authorization = "Bearer " + at("key").value.trim();
     if (body) headers["Content-Type"] = "application/json";
     let response;
@@ -27,7 +29,7 @@
     }
     const answer = await response.json().catch(() => ({}));
     if (!response.ok) {
-      if (response.status === 401) at("key-box").open = true;
+      if (response.status === 401 && !byItself) at("key-box").open = true;
       throw new Error(answer.error?.message ?? "The server answered " + response.status + ".");
     }
     return answer;
@@ -54,10 +56,12 @@
   const shown = () => tasks.filter((task) => task.name.toLowerCase().includes(at("filter").value.toLowerCase()));
 
   function draw() {
+    const focused = document.activeElement?.dataset.task; // is drawn anew, and keeps the focus
     at("tasks").replaceChildren(
       ...shown().map((task) => {
         const box = make("input");
         box.type = "checkbox";
+        box.dataset.task = task.name;
         box.checked = chosen.has(task.name);
         box.addEventListener("change", () => {
           box.checked ? chosen.add(task.name) : chosen.delete(task.name);
@@ -70,6 +74,7 @@
         return item;
       }),
     );
+    if (focused !== undefined) at("tasks").querySelector(`[data-task="${CSS.escape(focused)}"]`)?.focus();
     count();
   }
 
@@ -91,7 +96,7 @@
     const [text, pair] = [at("text").value, at("pair").value];
     if (!chosen.size) return show(new Error("Choose at least one task."));
     if (!text.trim()) return show(new Error("Write a text."));
-    const requests = [...chosen].sort().map((task) => (pair ? { task, text, pair } : { task, text }));
+    const requests = [...chosen].sort().map((task) => (pair.trim() ? { task, text, pair } : { task, text }));
     const mine = ++asked; // a later question's answers are not replaced by an earlier one's
     at("send").disabled = true;
     at("status").textContent = "Asking …";
@@ -177,14 +182,15 @@
   async function load() {
     if (document.hidden) return;
     try {
-      const now = await call("v1/load");
+      const now = await call("v1/load", null, true);
       at("load-rate").textContent = now.texts_per_second.toFixed(1);
       at("load-queued").textContent = now.queued;
       at("load-batch").textContent = now.batch_examples.toFixed(1);
       at("load-mix").textContent = now.batch_tasks.toFixed(1);
       at("load-p50").textContent = milliseconds(now.latency.p50);
       at("load-p95").textContent = milliseconds(now.latency.p95);
-      if (now.tasks !== tasks.length) await list();
+      if (now.tasks_version !== version) await list();
+      version = now.tasks_version;
     } catch {
       for (const value of document.querySelectorAll("#load dd")) value.textContent = "–"; // not reached, or no key yet
     }

@@ -28,7 +28,9 @@ def page_routes() -> APIRouter:
     """Make the page's endpoints, which need no key: it asks for one and sends it with its calls."""
     router = APIRouter(include_in_schema=False)
     for path, (name, media_type) in PARTS.items():
-        router.get(path)(_part(files(__package__).joinpath(name).read_bytes(), media_type))
+        part = _part(files(__package__).joinpath(name).read_bytes(), media_type)
+        router.get(path)(part)
+        router.head(path)(part)
     return router
 
 

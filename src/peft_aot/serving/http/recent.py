@@ -30,6 +30,8 @@ class Recent:
         self._clock = clock
         self._lock = threading.Lock()
         self._batches: deque[tuple[float, Batch]] = deque(maxlen=BATCHES)
+        self._tasks = engine.tasks
+        self._version = 0
         engine.observers.append(self._add)
 
     def load(self) -> Load:
@@ -39,13 +41,17 @@ class Recent:
             while self._batches and self._batches[0][0] < oldest:
                 self._batches.popleft()
             batches = [batch for _, batch in self._batches]
+            tasks = self._engine.tasks
+            if tasks is not self._tasks:  # which never changes in place
+                self._tasks, self._version = tasks, self._version + 1
         examples = sum(batch.examples for batch in batches)
         latencies = [waited + batch.seconds for batch in batches for waited in batch.waited]
         found = np.percentile(latencies, PERCENTILES) if latencies else np.zeros(len(PERCENTILES))
         return Load(
             seconds=WINDOW,
             queued=self._engine.queued,
-            tasks=len(self._engine.tasks),
+            tasks=len(tasks),
+            tasks_version=self._version,
             texts_per_second=examples / WINDOW,
             batches_per_second=len(batches) / WINDOW,
             batch_examples=examples / max(len(batches), 1),

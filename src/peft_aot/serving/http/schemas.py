@@ -10,6 +10,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field,
 from peft_aot.serving.request import Classification, Kind, MultiLabel, Regression, Tags
 
 BASE = "__base__"
+LONGEST_NAME = 128
 
 
 def _whole(text: str) -> str:
@@ -23,8 +24,8 @@ def _whole(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_whole)]  # JSON can say what no UTF-8 can, and no answer could repeat
-Name = Annotated[Text, Field(min_length=1, max_length=128, description="Name of a task.")]
-NewName = Annotated[Text, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
+Name = Annotated[Text, Field(min_length=1, max_length=LONGEST_NAME, description="Name of a task.")]
+NewName = Annotated[Text, Field(min_length=1, max_length=LONGEST_NAME, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$")]
 Timeout = Annotated[
     float | None,
     Field(default=None, gt=0, allow_inf_nan=False, description="Seconds after which no answer is wanted any more."),
@@ -72,7 +73,7 @@ class AskedEmbedding(Asked):
     """One of text, texts and pairs, for an embedding task or for the backbone."""
 
     task: Annotated[
-        Text, Field(default=BASE, min_length=1, max_length=128, description="A task, or the backbone alone.")
+        Text, Field(default=BASE, min_length=1, max_length=LONGEST_NAME, description="A task, or the backbone alone.")
     ]
 
 
@@ -203,6 +204,7 @@ class Load(BaseModel):
     seconds: float = Field(description="Length of the time looked at.")
     queued: int = Field(description="Requests that wait.")
     tasks: int = Field(description="Tasks that are served.")
+    tasks_version: int = Field(description="Another number whenever tasks came, changed or went.")
     texts_per_second: float
     batches_per_second: float
     batch_examples: float = Field(description="Requests of a batch, on average.")

@@ -15,12 +15,14 @@ from typing import TypeAlias
 
 from peft_aot.loading import ADAPTER_CONFIG
 from peft_aot.serving.errors import EngineClosed, UnknownTask
+from peft_aot.serving.request import TaskInfo
 from peft_aot.staging import finish
 
 from .adapters import incomplete
 from .contract import Engine
 from .health import Readiness
 from .logs import LOGGER, fields
+from .schemas import LONGEST_NAME
 
 Found: TypeAlias = tuple[tuple[str, int, int, int], ...] | str
 STOP_SECONDS = 10.0
@@ -47,16 +49,22 @@ class TaskFolder:
         self._folder = folder
         self._seen: dict[str, Found] = {}
         self._tried: dict[str, Found] = {}
-        self._served: set[str] = set()
+        self._served: dict[str, TaskInfo] = {}
+        self._taken: set[str] = set()
 
-    def load(self) -> int:
+    def load(self, stopped: threading.Event | None = None) -> int:
         """Load every complete task; what is broken is logged and left out.
+
+        Args:
+            stopped: No other task is begun once it is set.
 
         Returns:
             How many were loaded.
         """
         self._seen = self._look()
         for name, found in self._seen.items():
+            if stopped is not None and stopped.is_set():
+                break
             self._update(name, found)
         return len(self._served)
 
@@ -73,6 +81,7 @@ class TaskFolder:
                 self._update(name, found)
         for name in self._tried.keys() - seen.keys() - before.keys():
             self._forget(name)
+        self._taken &= seen.keys()
 
     def _look(self) -> dict[str, Found]:
         """Each subfolder's files, or what keeps it from being a task."""
@@ -80,6 +89,8 @@ class TaskFolder:
         return {name: self._files(self._folder / name) for name in names if (self._folder / name).is_dir()}
 
     def _files(self, folder: Path) -> Found:
+        if len(folder.name) > LONGEST_NAME:
+            return f"expected a name of at most {LONGEST_NAME} characters, got {len(folder.name)}; rename the folder"
         try:
             finish(folder, ADAPTER_CONFIG)
             problem = incomplete(folder, self._folder)
@@ -94,26 +105,36 @@ class TaskFolder:
     def _update(self, name: str, found: Found) -> None:
         if self._tried.get(name) == found:
             return
+        if name in self._engine.tasks and not self._is_own(name) and not isinstance(found, str):
+            if name not in self._taken:  # tried again once the name is free
+                self._taken.add(name)
+                log.warning("a folder's name is taken by a task that a call has loaded", extra=fields(task=name))
+            return
+        self._taken.discard(name)
         self._tried[name] = found
         if isinstance(found, str):
             log.warning("a folder is no task", extra=fields(task=name, error=found))
             return
-        change = self._engine.replace_task if name in self._served else self._engine.add_task
+        change = self._engine.replace_task if self._is_own(name) else self._engine.add_task
         try:
-            change(name, self._folder / name)
+            self._served[name] = change(name, self._folder / name)
         except Exception as error:  # whatever a broken file makes its reader raise, the others are served
             log.warning("a task could not be loaded", extra=fields(task=name, error=str(error)))
             return
-        self._served.add(name)
         log.info("task loaded", extra=fields(task=name))
 
     def _forget(self, name: str) -> None:
         del self._tried[name]
-        if name in self._served:
-            self._served.discard(name)
+        own = self._is_own(name)
+        self._served.pop(name, None)
+        if own:
             with contextlib.suppress(UnknownTask, EngineClosed):  # unloaded by somebody else
                 self._engine.remove_task(name)
             log.info("task removed", extra=fields(task=name))
+
+    def _is_own(self, name: str) -> bool:
+        """Whether the task of that name is the one that was loaded from the folder, and not another by a call."""
+        return name in self._served and self._engine.tasks.get(name) is self._served[name]
 
 
 def load_folder(engine: Engine, folder: Path) -> int:
@@ -152,7 +173,7 @@ class Watcher:
 
     def _run(self) -> None:
         try:
-            self._tasks.load()
+            self._tasks.load(self._stopped)
         except OSError as error:
             log.warning("the folder of tasks cannot be read", extra=fields(error=str(error)))
         self._readiness.loaded = True
