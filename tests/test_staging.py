@@ -87,6 +87,20 @@ def test_killed_at_every_step_while_saving(no_waiting: None, tmp_path: Path) -> 
     assert step > 10, "there are that many steps at least, or this test kills nothing"
 
 
+def test_files_may_be_read_by_whoever_may_read_the_marker(tmp_path: Path) -> None:
+    with staged(tmp_path, "config") as inside:
+        for name, mode in (("config", 0o640), ("weights", 0o600)):
+            (inside / name).touch()
+            (inside / name).chmod(mode)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640
+
+
+def test_an_adapter_may_be_read_by_others(tmp_path: Path) -> None:
+    adapted("bert").save_pretrained(tmp_path)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir() if path.is_file()}
+    assert len(modes) > 3 and set(modes.values()) == {modes["adapter_config.json"]}
+
+
 @pytest.mark.parametrize("recovery", ["finish", "save again"])
 def test_killed_again_while_recovering(recovery: str, no_waiting: None, tmp_path: Path) -> None:
     for first in itertools.count():

@@ -54,6 +54,8 @@ def staged(destination: str | Path, marker: str, remove: Sequence[str] = ()) -> 
             if not (folder / name).exists():
                 (folder / f"{name}{REMOVED}").touch()
         for path in (*folder.rglob("*"), folder):
+            if path.is_file():
+                shutil.copymode(folder / marker, path)  # safetensors are written for their owner alone
             flush(path)
         with _lock(destination):
             _move_in(destination, folder, marker)
