@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,26 @@ def test_a_limit_takes_an_even_sample(tmp_path: Path) -> None:
     assert not load_split(own_task(LocalFiles(path, path)), TRAIN, limit=10).partial
     with pytest.raises(ValueError, match="expected a limit of at least 1 row, got 0; pass a positive number"):
         load_split(own_task(LocalFiles(path, path)), TRAIN, limit=0)
+
+
+def test_a_limit_breaks_no_group(tmp_path: Path) -> None:
+    sizes = (3, 5, 2, 4, 6, 4)
+    questions = [question for question, size in enumerate(sizes) for _ in range(size)]
+    columns: dict[str, list[Any]] = {
+        "paragraph": ["p"] * len(questions),
+        "question": [f"q{question}" for question in questions],
+        "answer": [f"a{place}" for place in range(len(questions))],
+        "label": [place % 2 for place in range(len(questions))],
+    }
+    root = hub_folder(tmp_path, "super_glue/multirc", {"validation": columns})
+    for limit in range(1, len(questions) + 1):
+        split = load_split(get_task("multirc"), VALIDATION, root, limit)
+        kept = Counter(item.group for item in split.items)
+        assert kept and all(size == sizes[int(group[-1])] for group, size in kept.items())
+        assert len(split.items) <= limit or len(kept) == 1
+        assert len(split.items) >= limit - 2 * max(sizes)
+        assert split.partial == (limit < len(questions))
+    assert [item.group[-1] for item in load_split(get_task("multirc"), VALIDATION, root, 9).items] == list("0003333")
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,22 @@ def test_progress_counts_steps_time_and_loss(options: TrainOptions) -> None:
     assert [report.step for report in reports if report.phase == "evaluate"] == [6, 12]
 
 
+@pytest.mark.parametrize(("max_steps", "rates"), [(1, [1e-3]), (16, [1e-3]), (34, [0.0, 5e-4, 1e-3])])
+def test_the_rate_rises_for_six_percent_of_the_steps_or_for_none(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch, max_steps: int, rates: list[float]
+) -> None:
+    found: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def remember(self: torch.optim.AdamW, *arguments: object) -> object:
+        found.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", remember)
+    train(dataclasses.replace(options, learning_rate=1e-3, max_steps=max_steps))
+    assert found[: len(rates)] == pytest.approx(rates)
+
+
 @pytest.mark.parametrize(("changes", "steps"), [({"max_steps": 3}, 3), ({"epochs": 1.5}, 9), ({"limit_train": 33}, 6)])
 def test_steps_and_examples_can_be_limited(options: TrainOptions, changes: dict[str, object], steps: int) -> None:
     result = train(dataclasses.replace(options, **changes))  # type: ignore[arg-type]

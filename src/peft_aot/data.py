@@ -123,10 +123,18 @@ def _check_texts(table: Table, task: Task) -> None:
 
 
 def _sample(items: list[Item], limit: int | None) -> list[Item]:
-    """Take `limit` items evenly spread over the set, groups broken where they fall."""
+    """Take at most `limit` items evenly spread over the set, in whole groups, of which one at least."""
     if limit is None or limit >= len(items):
         return items
-    return [items[index * len(items) // limit] for index in range(limit)]
+    groups: dict[str | int, list[Item]] = {}
+    for place, item in enumerate(items):
+        groups.setdefault(item.group or place, []).append(item)
+    whole = list(groups.values())
+    for count in range(max(1, limit * len(whole) // len(items)), 0, -1):
+        kept = [item for index in range(count) for item in whole[index * len(whole) // count]]
+        if len(kept) <= limit:
+            break
+    return kept
 
 
 def load_split(task: Task, split: str, data_dir: Path | None = None, limit: int | None = None) -> Split:
@@ -136,7 +144,7 @@ def load_split(task: Task, split: str, data_dir: Path | None = None, limit: int 
         task: A known task or an own one.
         split: "train", "validation", or for known tasks another split of the source.
         data_dir: Folder in hub layout to read instead of the hub; own tasks are read from their files.
-        limit: Take only this many items, evenly spread.
+        limit: Take only this many items, evenly spread; of grouped ones fewer, since groups are not broken.
 
     Raises:
         FileNotFoundError, ConnectionError: The rows cannot be had; the message says what to pass instead.

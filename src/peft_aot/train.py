@@ -65,7 +65,7 @@ def _arguments(options: TrainOptions, prepared: Prepared, total_steps: int) -> T
         per_device_train_batch_size=options.batch_size,
         learning_rate=prepared.card.learning_rate,
         weight_decay=options.weight_decay,
-        warmup_steps=max(1, int(WARMUP * total_steps)),
+        warmup_steps=int(WARMUP * total_steps),
         lr_scheduler_type="linear",
         seed=options.seed,
         bf16=prepared.card.precision == "bf16",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,14 @@ def test_estimating_and_reporting_run_nothing(options: CompareOptions) -> None:
     result = compare(options, view, estimate_only=True)
     assert view.runs == [] and result.estimate is not None
     assert result.estimate.runs == 6 and result.estimate.seconds > 0 and result.estimate.memory_bytes > 10**8
+    assert result.files == () and not options.output.exists(), "an estimate writes nothing"
+    with pytest.raises(
+        FileNotFoundError, match=r"expected the runs of a comparison in .*, got no runs\.jsonl; pass the"
+    ):
+        compare(options, view, report_only=True)
+    assert not options.output.exists()
+    options.output.mkdir()
+    (options.output / "runs.jsonl").touch()
     result = compare(options, view, report_only=True)
     assert view.runs == [] and result.estimate is None
     assert [row.cells[0].status for row in result.summary.methods] == ["not run", "not run"]
@@ -230,6 +239,14 @@ def test_a_method_that_cannot_adapt_the_backbone_is_left_out(options: CompareOpt
     assert result.summary.runs_done == result.summary.runs_planned == 1
 
 
+def test_a_backbone_that_refuses_every_method_is_said_to(options: CompareOptions) -> None:
+    spaces = {"lora": {"learning_rate": (1e-3,), "rank": (2,), "target_modules": ("no_such_layer",)}}
+    with pytest.raises(
+        ValueError, match=r"expected a method that can do .*, got lora \(it cannot adapt this backbone: "
+    ):
+        compare(dataclasses.replace(options, trials=1, methods=("lora",), spaces=spaces))
+
+
 def test_a_broken_disk_stops_the_comparison_and_fails_no_run(
     options: CompareOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +273,10 @@ def test_a_broken_disk_stops_the_comparison_and_fails_no_run(
         ({"tasks": ("rtee",)}, r"unknown task 'rtee'; did you mean 'rte'\?"),
         ({"methods": ("lorra",), "spaces": {}}, r"unknown method 'lorra'; did you mean 'lora'\?"),
         ({"spaces": {"lora": {"rank": (0,)}}}, r"expected a search space of 'lora' with a valid point, got 4 without"),
+        (
+            {"spaces": {"lora": {"learning_rate": (math.inf,)}}},
+            r"space of 'lora' with a valid point.* expected a finite number as learning_rate, got inf",
+        ),
         ({"spaces": {"hiwi": {}}}, r"expected a search space of a compared method, got 'hiwi'"),
         ({"trials": 99}, r"expected at least 99 valid points in the search space of 'aot'.* got 2"),
     ],
@@ -279,7 +300,12 @@ def test_a_backbone_that_is_not_there_is_refused_with_the_closest_name(options: 
     ("changes", "message"),
     [
         ({"trials": 0}, "expected trials above 0, got 0; pass a positive number"),
-        ({"patience": -1}, "expected patience above 0, got -1; pass a positive number"),
+        (
+            {"patience": -1},
+            r"expected patience above 0, got -1; pass a positive number, or None \(on the command line 0\) to stop no",
+        ),
+        ({"epochs": math.nan}, "expected epochs above 0, got nan; pass a positive number"),
+        ({"epochs": math.inf}, "expected epochs above 0, got inf; pass a positive number"),
         ({"max_length": 0}, "expected max_length above 0, got 0; pass a positive number"),
         ({"timing_rounds": 1}, "expected timing_rounds of 0 or at least 2, got 1"),
         ({"tasks": ()}, "expected at least one of tasks, got none; name some"),
@@ -289,27 +315,3 @@ def test_a_backbone_that_is_not_there_is_refused_with_the_closest_name(options: 
 def test_impossible_options_are_refused(options: CompareOptions, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(options, **changes)
-
-
-def test_multiple_choice_is_not_asked_of_methods_that_cannot(options: CompareOptions, tmp_path: Path) -> None:
-    folder = tmp_path / "hub" / "super_glue" / "copa"
-    folder.mkdir(parents=True)
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [
-        {"premise": "the dog is red", "choice1": "a cat", "choice2": "a bird", "question": "cause", "label": i % 2}
-        for i in range(8)
-    ]
-    for split in ("train_partial", "validation"):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
-    options = dataclasses.replace(
-        options, tasks=("copa",), methods=("head", "prefix"), spaces={}, data_dir=tmp_path / "hub", trials=1, seeds=1,
-        epochs=1,
-    )  # fmt: skip
-    result = compare(options)
-    assert [run.method for run in lines(options)] == ["head"]
-    assert [row.cells[0].status for row in result.summary.methods] == ["done", "not applicable"]
-    assert "copa (partial)" in (options.output / "report" / "table.md").read_text(encoding="utf-8")
-    assert json.loads((options.output / "runs.jsonl").read_text(encoding="utf-8"))["partial"] == ["train"]
-    assert not (options.output / "costs.jsonl").exists()  # no text or pair to time on

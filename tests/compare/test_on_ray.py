@@ -10,6 +10,7 @@ import pickle
 import re
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -215,6 +216,24 @@ def test_a_stop_ends_workers_at_once(
     assert not psutil.pid_exists(int(worker.read_text()))
 
 
+def test_sigterm_ends_workers_at_once(options: CompareOptions, short_folder: Path) -> None:
+    command = [sys.executable, "-c", "from peft_aot.cli.app import main; main()", "compare", "--model", "backbone"]
+    more = "--output out --train-file colours.csv --methods head --trials 4 --seeds 1 --epochs 3000 --ray"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(short_folder)}
+    with Path("said").open("w+", encoding="utf-8") as output:
+        process = subprocess.Popen([*command, *more.split()], env=environment, stdout=output, stderr=output)
+        deadline = time.monotonic() + 120
+        while not list(short_folder.glob("peft-aot-ray-*/peft-aot-run-*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+        output.seek(0)
+        said = output.read()
+    assert "stopped; what is finished is in out" in said and "SIGTERM" not in said
+    assert not list(short_folder.glob("peft-aot-*")), "nothing is left behind"
+
+
 def trial(folder: Path, error: Exception | None, text: str = "Failure # 1 (occurred at noon)\nwent wrong") -> Any:
     """What the listener reads of a trial that ended with an error."""
     pickled = folder / "error.pkl"
@@ -264,6 +283,7 @@ def test_what_the_caller_raises_is_raised(options: CompareOptions) -> None:
     [
         ({"cpus_per_run": 0}, "expected cpus_per_run of at least 1, got 0; pass 1"),
         ({"gpus_per_run": -1}, "expected gpus_per_run of at least 0, got -1; 0 trains on the CPU"),
+        ({"gpus_per_run": float("nan")}, "expected gpus_per_run of at least 0, got nan; 0 trains on the CPU"),
         ({"address": "ray://head:10001"}, "expected the address .* as host:6379, got 'ray://head:10001'; start the"),
     ],
 )

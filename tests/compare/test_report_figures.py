@@ -64,10 +64,11 @@ def test_a_panel_per_task_and_one_for_all() -> None:
     comparison = unfinished()
     figure = draw_curves(comparison)
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
-    assert titles == ["macro average of 11 tasks", *(task.label for task in comparison.tasks)]
+    shared_title = "macro average of 11 tasks (partial data)"
+    assert titles == [shared_title, *(task.label for task in comparison.tasks)]
     panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
     shared = [row for row in comparison.methods if row.evp]
-    assert curves(panels["macro average of 11 tasks"]) == sorted([round(100 * s, 6) for s in row.evp] for row in shared)
+    assert curves(panels[shared_title]) == sorted([round(100 * s, 6) for s in row.evp] for row in shared)
     cola = [row.cells[0].evp for row in comparison.methods]
     assert curves(panels["cola"]) == sorted([round(100 * score, 6) for score in curve] for curve in cola)
     assert list(panels["cola"].lines[0].get_xdata()) == list(range(1, 9))
@@ -122,6 +123,17 @@ def test_labels_of_points_cover_nothing(draw: Any, comparison: Summary) -> None:
         assert frame.x0 <= box.x0 <= box.x1 <= frame.x1
         assert frame.y0 <= box.y0 <= box.y1 <= frame.y1
         assert not any(box.contains(*point) for point in points)
+
+
+@pytest.mark.parametrize("draw", [draw_curves, draw_bytes, draw_ratio])
+def test_every_picture_says_that_data_is_partial(draw: Any) -> None:
+    whole = one_score()
+    partial = dataclasses.replace(whole, tasks=(dataclasses.replace(whole.tasks[0], partial=("train",)),))
+    for comparison, words in ((whole, ""), (partial, " (partial data)")):
+        axes = draw(comparison).axes[0]
+        text = f"{axes.get_title(loc='left')} {axes.get_ylabel()}"
+        assert f"of 1 task{words}" in text
+        assert ("partial" in text) == bool(words)
 
 
 def test_what_a_picture_lacks_is_named() -> None:

@@ -77,6 +77,8 @@ def test_a_macro_average_of_running_tasks_is_running() -> None:
     assert str(macro_entry(row)) == "70.0, running"
     assert str(macro_entry(dataclasses.replace(row, macro=0.8, macro_tasks=("rte",)))) == "80.0"
     assert str(macro_entry(dataclasses.replace(row, macro=None, macro_tasks=()))) == "-"
+    failed = dataclasses.replace(row, cells=(cells[0], empty_cell("boolq", "aot", "failed", "inf")))
+    assert str(macro_entry(failed)) == "70.0", "what failed is over"
 
 
 def test_a_ratio_says_how_it_was_served() -> None:
@@ -152,7 +154,8 @@ def test_a_row_in_full() -> None:
 def test_the_legend_names_what_the_average_is_taken_over() -> None:
     cells = [done_cell("rte", "aot", [0.8], [0.8]), done_cell("boolq", "aot", [0.6], [0.6])]
     row = method_row("aot", cells, macro=0.7, macro_tasks=("rte", "boolq"))
-    legend = build_table(summary([RTE, BOOLQ], [row])).legend
+    legend = build_table(summary([RTE, dataclasses.replace(BOOLQ, scored="the test split")], [row])).legend
+    assert "(rte: accuracy on the validation split; boolq (partial): accuracy on the test split)" in legend[0]
     assert "macro: mean over rte, boolq (partial)." in legend
     assert (
         "macro: mean over tasks; none yet, since no task has a score of every method."

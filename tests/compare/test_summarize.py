@@ -16,6 +16,7 @@ from peft_aot.compare.records import RunRecord
 from peft_aot.compare.summarize import summarize
 from peft_aot.compare.summary import Cell, Summary
 from peft_aot.features import Features
+from peft_aot.task import LocalFiles
 from peft_aot.tasks import get_task
 from records import cost, record
 
@@ -128,6 +129,49 @@ def test_rows_that_were_missing_when_it_ran_are_labelled_for_ever() -> None:
     assert [task.label for task in found.tasks] == ["rte (partial)", "boolq (partial)"]
 
 
+def test_a_search_in_which_everything_failed_counts_as_the_lowest_score_of_the_task() -> None:
+    runs = [
+        *search("rte", "aot", None, None),
+        *search("rte", "lora", 0.6, 0.4),
+        *search("boolq", "aot", 0.9, 0.9),
+        *search("boolq", "lora", 0.8, 0.8),
+    ]
+    found = summary(runs)
+    assert cell(found, "aot", "rte").status == "failed" and cell(found, "aot", "rte").median is None
+    assert [row.macro_tasks for row in found.methods] == [("rte", "boolq")] * 2
+    assert [row.macro for row in found.methods] == pytest.approx([(0.4 + 0.9) / 2, (0.6 + 0.8) / 2])
+    assert found.methods[0].evp == pytest.approx([(0.4 + 0.9) / 2] * 2)
+    assert any(
+        note.startswith("every search run of AoT-FC on rte failed, which counts as the lowest") for note in found.notes
+    )
+    nobody = summary([*search("rte", "aot", None, None), *search("rte", "lora", None, None), *runs[4:]])
+    assert nobody.methods[0].macro_tasks == ("boolq",)
+
+
+def test_a_line_that_stands_twice_counts_once() -> None:
+    again = record("rte", 0.6, "aot", 1, 1, POINTS["aot"][1])
+    found = summary([*search("rte", "aot", 0.5, 0.7), again, *search("rte", "aot", 0.5, 0.7), again])
+    assert (cell(found, "aot", "rte").seed_scores, found.runs_done) == ((0.7, 0.6), 3)
+
+
+def test_the_numbers_of_a_score_and_the_rows_they_are_of() -> None:
+    names = ("rte", "mnli", "trec", "sms_spam", "multirc")
+    tasks = [facts(name) for name in names]
+    files = LocalFiles(Path("mine.csv"))
+    for name, given in (("mine", files), ("ours", dataclasses.replace(files, validation=Path("v.csv")))):
+        tasks.append(
+            dataclasses.replace(facts("rte"), name=name, task=dataclasses.replace(get_task("rte"), source=given))
+        )
+    plan = Plan((*names, "mine", "ours"), POINTS, {}, seeds=1)
+    runs = search("multirc", "aot", 0.5, scores={"f1a": 0.6, "em": 0.4})
+    columns = summarize(options(), plan, tasks, runs, []).tasks
+    assert [column.scored for column in columns] == [
+        "the validation split", "the validation_matched split", "the test split", "one row in 5, held out",
+        "the validation split", "one row in 10, held out", "the validation file",
+    ]  # fmt: skip
+    assert (columns[0].metrics, columns[4].metrics) == (("accuracy",), ("f1a", "em"))
+
+
 def test_runs_that_were_not_made_alike_are_noted() -> None:
     runs = [
         *search("rte", "aot", 0.5, 0.7, precision="bf16"),
@@ -171,6 +215,11 @@ def test_partial_data_is_labelled_and_noted() -> None:
     assert [task.label for task in found.tasks] == ["rte", "boolq (partial)"]
     assert any(note.startswith("boolq: official rows are missing in train") for note in found.notes)
     assert (found.backbone, found.runs_done, found.runs_planned) == ("backbone", 0, 12)
+
+
+def test_a_note_on_several_tasks_is_one_line() -> None:
+    found = summary([*search("rte", "aot", 0.5, 0.7, partial=["train"])])
+    assert "rte, boolq: official rows are missing in train; not the official set's score" in found.notes
 
 
 def test_runs_of_other_settings_and_seeds_in_the_file_do_not_count() -> None:

@@ -25,12 +25,14 @@ from peft_aot.compare.options import CONTROLS, DEFAULT_METHODS
 from peft_aot.compare.plan import Plan
 from peft_aot.compare.records import Run, RunRecord
 from peft_aot.compare.report.terminal import TerminalTable
-from peft_aot.compare.space import head_rate_axes, parse_space
+from peft_aot.compare.space import head_rate_axes, parse_spaces
+from peft_aot.compare.termination import sigterm_as_interrupt
 from peft_aot.progress import Progress as Report
 from peft_aot.sizes import format_bytes
 from peft_aot.task import LocalFiles
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def compare(
@@ -79,18 +81,27 @@ def compare(
 ) -> None:
     """Compare methods on tasks: search, seeds, costs; a table, pictures and a page.
 
-    Every finished run is kept in OUTPUT/runs.jsonl: Ctrl-C or a crash loses the run in progress only, and the same
-    command goes on from there.
+    Every finished run is kept in OUTPUT/runs.jsonl: Ctrl-C, SIGTERM or a crash loses the run in progress only, and
+    the same command goes on from there.
     """
     quiet_libraries()
     spaces: dict[str, dict[str, tuple[Any, ...]]] = {}
     if head_learning_rate is not None:
         spaces = head_rate_axes(_names(methods), head_learning_rate)
-    for text in space or ():
-        method, setting, values = parse_space(text)
-        spaces.setdefault(method, {})[setting] = values
+    for method, axes in parse_spaces(space or ()).items():
+        spaces[method] = {**spaces.get(method, {}), **axes}
     chosen: list[str | LocalFiles] = list(_names(tasks))
-    if train_file is not None:
+    if train_file is None:
+        _refuse_alone(
+            {
+                "--validation-file": validation_file is not None,
+                "--text-column": text_column != "text",
+                "--pair-column": pair_column is not None,
+                "--label-column": label_column != "label",
+                "--regression": regression,
+            }
+        )
+    else:
         chosen.append(own_files(train_file, validation_file, text_column, pair_column, label_column, regression))
     if not chosen:
         raise ValueError("expected --tasks, --train-file or both, got neither; name what to compare on")
@@ -113,14 +124,24 @@ def compare(
         timing_rounds=timing_rounds,
     )
     console = Console()
-    try:
-        with _live(console) as view:
-            executor = _executor(ray, ray_address, ray_cpus, ray_gpus)
-            result = comparing.compare(options, view, executor, estimate_only, report_only)
-    except KeyboardInterrupt:
-        console.print(f"stopped; what is finished is in {output}, and the same command goes on", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED) from None
+    with sigterm_as_interrupt() as terminated:
+        try:
+            with _live(console) as view:
+                executor = _executor(ray, ray_address, ray_cpus, ray_gpus)
+                result = comparing.compare(options, view, executor, estimate_only, report_only)
+        except KeyboardInterrupt:
+            console.print(f"stopped; what is finished is in {output}, and the same command goes on", soft_wrap=True)
+            raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from None
     _summarize(console, result, estimate_only)
+
+
+def _refuse_alone(given: dict[str, bool]) -> None:
+    """Refuse options that describe an own file where there is none."""
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(
+            f"expected --train-file beside {', '.join(names)}, got none; name the file that they describe, or leave "
+            "them out"
+        )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -176,8 +197,9 @@ class _View(View):
             f"expected: about {duration(estimate.seconds)} for the rest, one after the other on this machine, in up to "
             f"{format_bytes(estimate.memory_bytes)} of memory"
         )
-        for (task, method), reason in plan.excluded.items():
-            self.note(f"{method} does not run on {task}: {reason}")
+        for method, reason in dict.fromkeys((method, reason) for (_, method), reason in plan.excluded.items()):
+            tasks = [task for task in plan.tasks if plan.excluded.get((task, method)) == reason]
+            self.note(f"{method} does not run on {', '.join(tasks)}: {reason}")
         done = plan.total - estimate.runs
         self._bars.update(self._whole, description="all runs", total=plan.total, completed=done)
         self._draw()

@@ -10,8 +10,8 @@ Whatever is finished stands in files below `options.output`, so that a compariso
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class _Keeper:
         self.view.progress(run, progress)
 
     def finished(self, record: RunRecord) -> None:
+        if rows := self.estimator.facts[record.task].rows:
+            record = replace(record, protocol={**record.protocol, "rows": rows})
         self.runs.append(record)
         self.view.finished(record, self.estimator.estimate(self.plan, self.runs.records))
 
@@ -110,7 +112,7 @@ def compare(
         options: What is compared.
         view: Told how it goes.
         executor: Where runs are executed.
-        estimate_only: Foresee time and memory, and run nothing.
+        estimate_only: Foresee time and memory; run nothing and write nothing.
         report_only: Write the report from what is finished, and run nothing.
 
     Raises:
@@ -120,24 +122,31 @@ def compare(
     """
     view = view or View()
     facts, plan = prepare(options)
-    with _locked(options.output):
+    if report_only and not (options.output / RUNS).is_file():
+        raise FileNotFoundError(
+            f"expected the runs of a comparison in {options.output}, got no {RUNS}; pass the output of one that has run"
+        )
+    with nullcontext() if estimate_only else _locked(options.output):
         runs, costs = _open(options, facts)
         for text in (*runs.notes, *costs.notes):
             view.note(text)
 
+        def summed() -> Summary:
+            return summarize(options, plan, facts, runs.records, costs.records, (*runs.notes, *costs.notes))
+
         def report() -> tuple[Summary, tuple[Path, ...]]:
-            summary = summarize(options, plan, facts, runs.records, costs.records, (*runs.notes, *costs.notes))
-            return summary, write_report(summary, options.output / REPORT)
+            return (summary := summed()), write_report(summary, options.output / REPORT)
 
         if report_only:
             return CompareResult(*report(), None)
         speeds, refused = measure_speeds(options, plan, facts, lambda name: view.step(f"measuring the speed of {name}"))
         plan = plan.without(refused)
+        _check_possible(plan)
         estimator = Estimator(options, facts, speeds)
         estimate = estimator.estimate(plan, runs.records)
         view.begin(plan, runs.records, estimate)
         if estimate_only:
-            return CompareResult(*report(), estimate)
+            return CompareResult(summed(), (), estimate)
 
         keeper = _Keeper(plan, runs, estimator, view)
         try:
@@ -180,7 +189,18 @@ def prepare(options: CompareOptions) -> tuple[list[TaskFacts], Plan]:
         for name, tried in points.items():
             if reason := _cannot(name, tried[0], str(config.model_type), task.task.kind):
                 excluded[task.name, name] = reason
-    return facts, Plan(tuple(task.name for task in facts), points, excluded, options.seeds)
+    plan = Plan(tuple(task.name for task in facts), points, excluded, options.seeds)
+    _check_possible(plan)
+    return facts, plan
+
+
+def _check_possible(plan: Plan) -> None:
+    """Refuse a plan in which nothing can run."""
+    if not plan.pairs:
+        raise ValueError(
+            f"expected a method that can do one of the tasks {', '.join(plan.tasks)}, got {', '.join(plan.points)} "
+            f"({'; '.join(dict.fromkeys(plan.excluded.values()))}); add another method or another task"
+        )
 
 
 def _cannot(name: str, point: dict[str, Any], model_type: str, kind: Kind) -> str:
@@ -217,7 +237,7 @@ def _open(options: CompareOptions, facts: Sequence[TaskFacts]) -> tuple[RecordFi
     shared = options.protocol()
     expected = [(r.protocol, options.protocol_of(r.task) if r.task in tasks else shared) for r in runs.records]
     for protocol, ours in [*expected, *((record.protocol, shared) for record in costs.records)]:
-        names = ours.keys() if ours is shared else protocol.keys() | ours.keys()
+        names = ours.keys() if ours is shared else (protocol.keys() | ours.keys()) - {"rows"}
         wrong = {name: (protocol.get(name), ours.get(name)) for name in names if protocol.get(name) != ours.get(name)}
         for name, (found, wanted) in wrong.items():
             raise ValueError(
@@ -225,7 +245,14 @@ def _open(options: CompareOptions, facts: Sequence[TaskFacts]) -> tuple[RecordFi
                 "or another output: scores of different protocols do not compare"
             )
     examples = {task.name: len(task.train) for task in facts}
+    rows = {task.name: task.rows for task in facts}
     for record in runs.records:
+        recorded = record.protocol.get("rows")
+        if recorded is not None and recorded != rows.get(record.task, recorded):
+            raise ValueError(
+                f"expected the rows of {record.task} as in the runs in {options.output}, got others; read the same "
+                "data, or pass another output: scores on different data do not compare"
+            )
         if record.status == "done" and record.train_examples != examples.get(record.task, record.train_examples):
             raise ValueError(
                 f"expected {record.train_examples} training examples of {record.task} as in the runs in "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +30,8 @@ class TaskFacts:
         train_tokens: Tokens of one epoch, without padding.
         validation_tokens: Tokens of one evaluation.
         items: A few items of the validation split.
+        rows: Hash of a known task's items, which its name does not vouch for; empty for an own task, whose files the
+            protocol has a hash of.
     """
 
     name: str
@@ -38,6 +41,7 @@ class TaskFacts:
     train_tokens: int
     validation_tokens: int
     items: tuple[Item, ...]
+    rows: str = ""
 
 
 def gather(options: CompareOptions, tokenizer: PreTrainedTokenizerBase) -> list[TaskFacts]:
@@ -63,9 +67,17 @@ def gather(options: CompareOptions, tokenizer: PreTrainedTokenizerBase) -> list[
                 _tokens(train),
                 _tokens(encode(validation.items, tokenizer, task.kind, length)),
                 validation.items[:64],
+                _hash((*training.items, *validation.items)) if isinstance(given, str) else "",
             )
         )
     return sorted(found, key=lambda facts: facts.train_tokens)
+
+
+def _hash(items: Sequence[Item]) -> str:
+    digest = sha256()
+    for item in items:
+        digest.update(repr((item.sequences, item.label, item.group, item.candidate, item.answers)).encode())
+    return digest.hexdigest()[:16]
 
 
 def _tokens(features: Features) -> int:

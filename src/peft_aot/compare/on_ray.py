@@ -7,6 +7,7 @@ when a run is executed, never how: a trial calls the same `execute` as a run in 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import tempfile
@@ -68,7 +69,7 @@ class RayExecutor:
     def __post_init__(self) -> None:
         if self.cpus_per_run < 1:
             raise ValueError(f"expected cpus_per_run of at least 1, got {self.cpus_per_run}; pass 1 or more")
-        if self.gpus_per_run is not None and self.gpus_per_run < 0:
+        if self.gpus_per_run is not None and not 0 <= self.gpus_per_run < math.inf:
             raise ValueError(f"expected gpus_per_run of at least 0, got {self.gpus_per_run}; 0 trains on the CPU")
         if self.address is not None and "://" in self.address:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -73,8 +74,10 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         for name in ("trials", "seeds", "epochs", "batch_size", "patience", "max_length"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"expected {name} above 0, got {getattr(self, name)}; pass a positive number")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                never = ", or None (on the command line 0) to stop no run early" if name == "patience" else ""
+                raise ValueError(f"expected {name} above 0, got {value}; pass a positive number{never}")
         if self.timing_rounds < 0 or self.timing_rounds == 1:
             raise ValueError(
                 f"expected timing_rounds of 0 or at least 2, got {self.timing_rounds}; 30 is a good number, 0 leaves "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -46,12 +48,16 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def connected(address: str | None, folder: str) -> Iterator[None]:
-    """Start Ray in `folder`, or connect; at the end take leave of it, which stops what still runs."""
+    """Start Ray in `folder`, or connect; at the end take leave of it, which stops what still runs.
+
+    A handler of SIGTERM that the caller has stays his; Ray's own would abort the process.
+    """
     if ray.is_initialized():
         raise ValueError(
             "expected a process that is not connected to Ray, got one that is; call ray.shutdown(), and pass the "
             "address to stay on that cluster"
         )
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             ray.init(
@@ -78,6 +84,8 @@ def connected(address: str | None, folder: str) -> Iterator[None]:
                 )
             except RuntimeError as error:  # other versions than this process has
                 raise _no_cluster(address, " ".join(str(error).split())) from error
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
         yield
     finally:
         ray.shutdown()

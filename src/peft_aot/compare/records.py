@@ -62,7 +62,8 @@ class RunRecord:
             start of the run, or None if unknown.
         train_seconds: Seconds of training, evaluations included.
         precision: "fp32" or "bf16", the arithmetic used.
-        protocol: What all runs of the comparison share.
+        protocol: What all runs of the comparison share, and a hash of the task's data: "files" of an own one, "rows" of
+            a known one (which lines of earlier versions lack).
         versions: Package -> version.
         machine: Processor or accelerator, threads.
         finished: UTC time, ISO 8601.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from peft import PeftConfig
 
 from peft_aot.method import AdapterRequest, Method, Space, configure
 from peft_aot.suggestions import did_you_mean
@@ -12,6 +15,10 @@ from peft_aot.task import Kind
 
 OPTIONS = ("learning_rate", "head_learning_rate", "weight_decay", "rank", "virtual_tokens")
 """Settings that are options of `TrainOptions`; all others are fields of the method's PEFT configuration."""
+WHOLE = ("rank", "virtual_tokens")
+"""Those that are counted."""
+STANDS_FOR = {"r": "rank", "num_virtual_tokens": "virtual_tokens"}
+"""Fields that an option sets: as an axis of its own, a field would make what is recorded of the option false."""
 
 
 def points(space: Space) -> list[dict[str, Any]]:
@@ -21,11 +28,16 @@ def points(space: Space) -> list[dict[str, Any]]:
     trials as it has values have seen every value of every axis, so that a search that is cut short is not one-sided.
 
     Raises:
-        ValueError: An axis has no values.
+        ValueError: An axis has no values, or the same one twice.
     """
     for name, values in space.items():
         if not values:
             raise ValueError(f"expected values for {name!r} in a search space, got none; give some or leave it out")
+        if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+            raise ValueError(
+                f"expected different values for {name!r} in a search space, got {twice[0]!r} twice; a run repeated is "
+                "no further trial, name each value once"
+            )
     names = sorted(space, key=lambda name: -len(space[name]))
     sizes = [len(space[name]) for name in names]
     found = []
@@ -51,6 +63,25 @@ def parse_space(text: str) -> tuple[str, str, tuple[Any, ...]]:
     if not (equals and dot and method and setting):
         raise ValueError(f"expected METHOD.SETTING=VALUE,VALUE, got {text!r}; such as aot.learning_rate=1e-3,3e-3")
     return method, setting, tuple(_value(part.strip()) for part in values.split(",") if part.strip())
+
+
+def parse_spaces(texts: Iterable[str]) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """Read the axes that a user writes: method -> setting -> values.
+
+    Raises:
+        ValueError: One is not of the form that `parse_space` reads, or comes twice.
+    """
+    found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    for text in texts:
+        method, setting, values = parse_space(text)
+        axes = found.setdefault(method, {})
+        if setting in axes:
+            raise ValueError(
+                f"expected each axis once, got {method}.{setting} twice; write all its values into one, as "
+                f"{method}.{setting}=VALUE,VALUE"
+            )
+        axes[setting] = values
+    return found
 
 
 def head_rate_axes(methods: Iterable[str], rate: float) -> dict[str, dict[str, tuple[Any, ...]]]:
@@ -86,8 +117,10 @@ def search_points(
         `trials` points, fewer only where the whole space is smaller and that was not asked to be more.
 
     Raises:
-        ValueError: A setting is unknown, no point is valid, or fewer points are valid than wanted.
+        ValueError: A setting is unknown or without effect under the method, no point is valid, or fewer points are
+            valid than wanted.
     """
+    _check_axes(method, changes, model_type)
     wrong: list[str] = []
     valid = []
     every = points({**method.space, **changes})
@@ -109,28 +142,55 @@ def search_points(
     return valid[:trials]
 
 
+def _check_axes(method: Method, names: Mapping[str, tuple[Any, ...]], model_type: str) -> None:
+    """Refuse axes that the method does not have, or that would change nothing."""
+    with_ranks = [_configure(method, {"rank": rank}, model_type) for rank in (1, 2)]
+    ranked = with_ranks[0] != with_ranks[1]
+    missing = {"rank": not ranked, "virtual_tokens": not method.virtual_tokens}
+    axes = [name for name in OPTIONS if not missing.get(name)]
+    config = with_ranks[0]
+    fields = [] if config is None else [entry.name for entry in dataclasses.fields(config) if entry.init]
+    fields = [name for name in fields if name not in STANDS_FOR]
+    for name, values in names.items():
+        option = STANDS_FOR.get(name, name)
+        if name in axes or name in fields:
+            continue
+        if missing.get(option):
+            raise ValueError(
+                f"expected no {name} with {method.name!r}, got {', '.join(map(str, values))}; it would change "
+                f"nothing, choose among {', '.join(axes)} and the fields of its PEFT configuration"
+            )
+        if name in STANDS_FOR:
+            raise ValueError(
+                f"expected the axis {option!r} of {method.name!r}, got {name!r}, which it stands for; use {option}"
+            )
+        raise ValueError(f"unknown setting {name!r} of method {method.name!r}; {did_you_mean(name, axes + fields)}")
+
+
 def _why_invalid(method: Method, point: Mapping[str, Any], model_type: str, room: int) -> str:
-    rate, decay = point.get("learning_rate", method.learning_rate), point.get("weight_decay", 0.0)
-    head = point.get("head_learning_rate", rate)
-    for name, value, lowest in (
-        ("learning_rate", rate, None),
-        ("head_learning_rate", head, None),
-        ("weight_decay", decay, 0.0),
-    ):
-        if not isinstance(value, (int, float)) or not (value > 0 if lowest is None else value >= lowest):
-            return f"expected {name} {'above 0' if lowest is None else 'of at least 0'}, got {value!r}"
+    for name, value in point.items():
+        if name in WHOLE and (not isinstance(value, int) or isinstance(value, bool)):
+            return f"expected a whole number as {name}, got {value!r}"
+        if name in OPTIONS and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+            return f"expected a number as {name}, got {value!r}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"expected a finite number as {name}, got {value!r}"
+        if name.endswith("learning_rate") and value <= 0:
+            return f"expected {name} above 0, got {value!r}"
+        if name == "weight_decay" and value < 0:
+            return f"expected {name} of at least 0, got {value!r}"
     tokens = point.get("virtual_tokens", 0)
-    if tokens and not method.virtual_tokens:
-        return f"expected no virtual_tokens with {method.name!r}, got {tokens!r}"
-    if not isinstance(tokens, int) or tokens >= room:
+    if tokens >= room:
         return f"expected virtual_tokens below the backbone's {room} positions, got {tokens!r}"
     try:
-        configure(method, request_of(point, model_type, "classification", ("classifier",)))
+        _configure(method, point, model_type)
     except (ValueError, TypeError) as error:
-        if "unknown setting" in str(error):
-            raise ValueError(str(error)) from error
         return str(error)
     return ""
+
+
+def _configure(method: Method, point: Mapping[str, Any], model_type: str) -> PeftConfig | None:
+    return configure(method, request_of(point, model_type, "classification", ("classifier",)))
 
 
 def request_of(point: Mapping[str, Any], model_type: str, kind: Kind, new_modules: tuple[str, ...]) -> AdapterRequest:

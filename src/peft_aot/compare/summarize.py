@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, median
 
 from peft_aot.methods import get_method
+from peft_aot.task import LOCAL_HOLDOUT, LocalFiles, Task
 
 from .evp import expected_best
 from .facts import TaskFacts
@@ -29,12 +30,13 @@ def summarize(
         options: The comparison.
         plan: Its runs.
         facts: Its tasks.
-        runs: Finished runs; others than the plan's are left out.
+        runs: Finished runs; others than the plan's are left out, and of several records of one the last counts.
         costs: Measured inference times.
         notes: What else a reader must know.
     """
+    runs = list({record.run.key: record for record in runs}.values())
     tasks = tuple(
-        TaskColumn(task.name, task.task.metrics, _partial(task, runs), len(task.train))
+        TaskColumn(task.name, _numbers(task, runs), _partial(task, runs), len(task.train), _scored(task.task))
         for task in facts
         if task.name in plan.tasks
     )
@@ -63,6 +65,19 @@ def summarize(
         versions=counted[-1].versions if counted else {},
         notes=(*notes, *_notes(tasks, rows, macro_tasks, plan), *_mixture(counted, costs)),
     )
+
+
+def _numbers(task: TaskFacts, runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Names of what a task's score is the mean of; a metric of several numbers shows them only once it has run."""
+    return next((tuple(run.scores) for run in runs if run.task == task.name and run.scores), task.task.metrics)
+
+
+def _scored(task: Task) -> str:
+    """Say in words which rows the scores are of."""
+    source = task.source
+    if isinstance(source, LocalFiles):
+        return "the validation file" if source.validation else f"one row in {LOCAL_HOLDOUT}, held out"
+    return f"one row in {source.holdout}, held out" if source.holdout else f"the {source.validation} split"
 
 
 def _partial(task: TaskFacts, runs: Sequence[RunRecord]) -> tuple[str, ...]:
@@ -128,11 +143,16 @@ def _with_failures(search: Sequence[RunRecord], runs: Sequence[RunRecord]) -> li
 
 
 def _macro_tasks(tasks: Sequence[TaskColumn], table: dict[str, tuple[Cell, ...]]) -> tuple[str, ...]:
-    """Name the tasks on which every method has finished its search; those a method cannot do are left out for all."""
+    """Name the tasks on which every method has finished its search, and one has a score.
+
+    Those a method cannot do are left out for all; those in which all of a method's runs failed are not.
+    """
+    columns = {task.name: [cells[place] for cells in table.values()] for place, task in enumerate(tasks)}
     return tuple(
-        task.name
-        for place, task in enumerate(tasks)
-        if all(cells[place].median is not None and cells[place].searched for cells in table.values())
+        name
+        for name, cells in columns.items()
+        if any(cell.median is not None for cell in cells)
+        and all(cell.status == "failed" or (cell.median is not None and cell.searched) for cell in cells)
     )
 
 
@@ -146,7 +166,8 @@ def _row(
 ) -> MethodRow:
     method = get_method(name)
     counted = [cell for cell in cells if cell.task in macro_tasks]
-    medians = [cell.median for cell in counted if cell.median is not None]
+    # the curve of a search in which everything failed is the task's lowest score throughout
+    scores = [cell.evp[-1] if cell.median is None else cell.median for cell in counted]
     length = min((len(cell.evp) for cell in counted), default=0)
     best = [best_run(plan.records_of(runs, cell.task, name)) for cell in cells]
     keys = {run.key[:3] for run in best if run is not None}
@@ -157,7 +178,7 @@ def _row(
         name=name,
         title=method.title,
         group=method.group,
-        macro=mean(medians) if medians else None,
+        macro=mean(scores) if scores else None,
         macro_tasks=macro_tasks,
         evp=tuple(mean(cell.evp[n] for cell in counted) for n in range(length)),
         trained_parameters=median(r.trained_parameters for r in records) if records else None,
@@ -186,11 +207,11 @@ def _peak_memory(records: Sequence[RunRecord]) -> int | None:
 def _notes(
     tasks: Sequence[TaskColumn], rows: Sequence[MethodRow], macro_tasks: tuple[str, ...], plan: Plan
 ) -> Sequence[str]:
-    notes = [
-        f"{task.name}: official rows are missing in {' and '.join(task.partial)}; not the official set's score"
-        for task in tasks
-        if task.partial
-    ]
+    notes = []
+    for partial in dict.fromkeys(task.partial for task in tasks if task.partial):
+        names = [task.name for task in tasks if task.partial == partial]
+        missing = " and ".join(partial)
+        notes.append(f"{', '.join(names)}: official rows are missing in {missing}; not the official set's score")
     if left_out := [task.name for task in tasks if task.name not in macro_tasks]:
         notes.append(f"the macro average leaves out {', '.join(left_out)}, on which not every method has a score")
     notes += [
@@ -203,6 +224,12 @@ def _notes(
         for row in rows
         for cell in row.cells
         if cell.failed
+    ]
+    notes += [
+        f"every search run of {row.title} on {', '.join(names)} failed, which counts as the lowest score there in the "
+        "macro average"
+        for row in rows
+        if (names := [cell.task for cell in row.cells if cell.status == "failed" and cell.task in macro_tasks])
     ]
     if plan.seeds > 1:
         notes.append(

@@ -18,12 +18,14 @@ class TaskColumn:
         metrics: Names of its numbers, whose mean is the score.
         partial: Names of the splits of which official rows are missing; empty for the official set.
         train_examples: Examples trained on, 0 while unknown.
+        scored: What the scores are of, in words.
     """
 
     name: str
     metrics: tuple[str, ...]
     partial: tuple[str, ...]
     train_examples: int
+    scored: str = "the validation split"
 
     @property
     def label(self) -> str:
@@ -74,7 +76,7 @@ class MethodRow:
         name: The method's name.
         title: For people.
         group: "ours" (this package's methods), "peft" (PEFT's), "reference" (full fine-tuning, head only) or "control".
-        macro: Mean of the medians over `macro_tasks`, or None if this method lacks one of them.
+        macro: Mean over `macro_tasks` of the medians, or of the task's lowest score where a search failed; or None.
         macro_tasks: The tasks that the macro average is taken over, the same for all methods that have one.
         evp: Mean over `macro_tasks` of the tasks' curves.
         trained_parameters: Median over tasks of the numbers trained by the best settings, or None.

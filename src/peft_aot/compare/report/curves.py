@@ -12,7 +12,7 @@ from peft_aot.compare.summary import MethodRow, Summary
 from .entries import percent
 from .stretched import closeness, stretch
 from .styles import GRID, INK, QUIET, Style, method_styles
-from .table import method_label
+from .table import method_label, tasks_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def draw_curves(summary: Summary) -> Figure:
     styles = method_styles(summary.methods)
     shared = figure.add_subplot(grid[0, : COLUMNS // 2])
     tasks = next((row.macro_tasks for row in summary.methods if row.evp), ())
-    title = f"macro average of {len(tasks)} {'task' if len(tasks) == 1 else 'tasks'}" if tasks else "macro average"
+    title = f"macro average of {tasks_words(summary, tasks)}" if tasks else "macro average"
     _panel(shared, {row.name: row.evp for row in summary.methods}, styles, title, large=True)
     shared.set_ylabel("expected best score, %\naxis stretched at the top", fontsize=9, color=INK)
     shared.set_xlabel("search trials", fontsize=9, color=INK)

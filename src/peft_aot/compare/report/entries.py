@@ -86,7 +86,7 @@ def macro_entry(row: MethodRow) -> Entry:
     if row.macro is None:
         return Entry(NOTHING, detail="a task of the macro average has no score")
     counted = [cell for cell in row.cells if cell.task in row.macro_tasks]
-    running = any(cell.status != "done" for cell in counted)
+    running = any(cell.status not in ("done", "failed") for cell in counted)
     return Entry(
         percent(row.macro),
         remark="running" if running else "",

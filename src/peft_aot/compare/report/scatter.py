@@ -12,7 +12,7 @@ from peft_aot.sizes import format_bytes
 from .labels import Box, write_labels
 from .stretched import closeness, stretch
 from .styles import GRID, GROUPS, INK, QUIET, group_style, method_styles
-from .table import method_label
+from .table import method_label, tasks_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,9 +66,8 @@ def _frame(summary: Summary, rows: Sequence[MethodRow], cost: str) -> tuple[Figu
     axes.tick_params(which="both", labelsize=8.5, colors=QUIET)
     axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
-    tasks = len(rows[0].macro_tasks) if rows else 0
-    average = f"macro score of {tasks} {'task' if tasks == 1 else 'tasks'}, %, axis stretched at the top"
-    axes.set_ylabel(average, fontsize=9, color=INK)
+    average = tasks_words(summary, rows[0].macro_tasks if rows else ())
+    axes.set_ylabel(f"macro score of {average}, %, axis stretched at the top", fontsize=9, color=INK)
     missing = [method_label(row) for row in summary.methods if row not in rows]
     if rows and missing:
         words = f"not shown, for want of a macro score or of this number: {', '.join(missing)}"

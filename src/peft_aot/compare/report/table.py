@@ -134,11 +134,17 @@ def method_label(row: MethodRow) -> str:
     return row.title if 0 < len(row.title) <= LONGEST_NAME else row.name
 
 
+def tasks_words(summary: Summary, names: Sequence[str]) -> str:
+    """Count the tasks that an average is taken over, and say whether official rows are missing in any."""
+    partial = any(task.partial for task in summary.tasks if task.name in names)
+    return f"{len(names)} {'task' if len(names) == 1 else 'tasks'}{' (partial data)' if partial else ''}"
+
+
 def build_table(summary: Summary) -> Table:
     """Lay a comparison out as a table."""
     columns = [
         *(
-            Column(f"task:{task.name}", task.label, f"{' and '.join(task.metrics)} on the validation split", "score")
+            Column(f"task:{task.name}", task.label, f"{' and '.join(task.metrics)} on {task.scored}", "score")
             for task in summary.tasks
         ),
         Column("macro", "macro", _macro_sentence(summary), "score"),
@@ -194,15 +200,15 @@ def _macro_sentence(summary: Summary) -> str:
 def _legend(summary: Summary) -> tuple[str, ...]:
     spread = f"the median over {summary.seeds} seeds, in brackets the lowest and highest"
     seeds = spread if summary.seeds > 1 else "one seed"
-    metrics = "; ".join(f"{task.label}: {' and '.join(task.metrics)}" for task in summary.tasks)
+    metrics = "; ".join(f"{task.label}: {' and '.join(task.metrics)} on {task.scored}" for task in summary.tasks)
     groups = {row.group for row in summary.methods}
     beside = [words for group, words in (("reference", "references"), ("control", "controls")) if group in groups]
     outside = f"; {' and '.join(beside)} do not compete" if beside else ""
     found = {row.mixes for row in summary.methods}
     mixes = [words for word, words in MIXES.items() if word in found]
     return (
-        f"A task's score is 100 x the mean of its metrics on the validation split ({metrics}), with the best settings "
-        f"of {summary.trials} search runs: {seeds}.",
+        f"A task's score is 100 x the mean of its metrics ({metrics}), with the best settings of {summary.trials} "
+        f"search runs: {seeds}.",
         f"Bold: the best finished score among the parameter-efficient methods{outside}.",
         f"macro: {_macro_sentence(summary)}.",
         *(f"{column.heading}: {column.detail}." for column, _ in COSTS[:-1]),
