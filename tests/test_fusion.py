@@ -6,8 +6,10 @@ import copy
 import json
 import pickle
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -121,12 +123,57 @@ def test_token_ids_of_the_whole_vocabulary_make_a_complete_table(tmp_path: Path)
     assert Table.open(tmp_path / TABLE_FILE).missing(torch.tensor([3])) is None
 
 
+@pytest.mark.parametrize(
+    "ids", [[7, 5, 6, 5], (5, 6, 7), {5, 6, 7}, range(5, 8), np.array([5, 6, 7]), torch.tensor([[5, 6], [6, 7]])]
+)
+def test_token_ids_in_any_sequence(ids: Iterable[int], tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert peft_aot.fuse(tmp_path, build("bert"), token_ids=ids, progress=False).header.tokens == 3
+    missing = Table.open(tmp_path / TABLE_FILE).missing(torch.arange(4, 9))
+    assert missing is not None and missing.tolist() == [True, False, False, False, True]
+
+
+def test_stacks_with_vocabularies_of_their_own(tmp_path: Path) -> None:
+    from transformers import MarianConfig, MarianMTModel
+
+    sizes = {
+        f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads", "ffn_dim")
+    }
+    shape = {"vocab_size": 120, "decoder_vocab_size": 90, "d_model": 32, "max_position_embeddings": 64}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2}
+    marian = MarianMTModel(
+        MarianConfig(**sizes, **shape, **special, share_encoder_decoder_embeddings=False, tie_word_embeddings=False)
+    )
+    model = get_peft_model(marian, config("bert", "SEQ_2_SEQ_LM"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="stacks share a vocabulary.* 120 tokens in MarianEncoder and 90 .*; use the"):
+        peft_aot.fuse(tmp_path, model.unload())
+    alone = PeftModel.from_pretrained(marian, tmp_path).eval()
+    batch = {"input_ids": torch.tensor([[3, 119]]), "decoder_input_ids": torch.tensor([[4, 89]])}
+    assert torch.isfinite(output(alone, batch)).all()
+
+
 def test_bad_arguments(tmp_path: Path) -> None:
     saved(tmp_path / "aot")
     backbone = build("bert")
     for ids in ([-1, 3], [VOCAB], []):
         with pytest.raises(ValueError, match=rf"expected token ids in \[0, {VOCAB}\), got .*; pass ids to keep"):
             peft_aot.fuse(tmp_path / "aot", backbone, token_ids=torch.tensor(ids, dtype=torch.long))
+    for wrong in (
+        torch.tensor([1.0]),
+        torch.tensor([True, False]),
+        torch.tensor(5),
+        5,
+        "5",
+        [1.5],
+        [True],
+        [[1]],
+        [None],
+    ):
+        with pytest.raises(
+            TypeError, match="expected token_ids to be a sequence of whole numbers, got .*; pass a list"
+        ):
+            peft_aot.fuse(tmp_path / "aot", backbone, token_ids=wrong)
     for dtype, remedy in {
         "flaot16": "did you mean 'float16'",
         "fp16": "choose one of float32, float16, bfloat16, int8",
@@ -141,7 +188,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected adapter_model.safetensors in"):
         peft_aot.fuse(tmp_path / "aot", backbone)
     get_peft_model(build("bert"), LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match=r"expected an AoT adapter in .*, got .*LORA; only AoT has tables to fuse"):
+    with pytest.raises(ValueError, match=r"expected an AoT adapter in .*, got LORA; only AoT has tables to fuse"):
         peft_aot.fuse(tmp_path / "lora", backbone)
     assert not list(tmp_path.rglob(TABLE_FILE))
 
@@ -230,6 +277,22 @@ def test_factors_that_change_after_loading(used_before: bool, tmp_path: Path) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.testing.assert_close(answers(model), found)
+
+
+@pytest.mark.parametrize("reparam", ["fc", "kron"])
+def test_embeddings_that_change_after_loading(reparam: str, tmp_path: Path) -> None:
+    saved(tmp_path, fuse_on_save=True, table_dtype="float32", reparam=reparam)
+    model, plain = load(tmp_path), load(tmp_path, use_table=False)
+    with torch.no_grad():
+        for each in (model, plain):
+            each.get_input_embeddings().weight.mul_(torch.linspace(-1, 1, 32))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = answers(model)
+    torch.testing.assert_close(found, answers(plain), atol=1e-5, rtol=1e-5)
+    said = [str(one.message) for one in caught if "have changed since its fused table was loaded" in str(one.message)]
+    assert len(said) == (reparam == "fc"), "rows of kron do not depend on them"
+    assert list(model.base_model.lookup.tables) == ["default"] * (reparam == "kron")
 
 
 def test_a_table_beside_changed_weights(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 import peft_aot
-from backbones import build, inputs, output
+from backbones import VOCAB, build, inputs, output
 from models import METHODS, adapted, config, dense_tables
 from peft_aot.aot.token_ids import current_call
 from peft_aot.routing import tasks_of
@@ -83,6 +83,39 @@ def test_a_name_of_a_module_is_refused() -> None:
     assert list(model.peft_config) == ["default"]
     with pytest.raises(ValueError, match="got 'layer'"):
         get_peft_model(build("bert"), config("bert", "SEQ_CLS"), adapter_name="layer")
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "training"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_name_that_modules_use_themselves_is_refused(method: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"got '{name}', the name of one .*choose another name"):
+        adapted("bert", method=method).add_adapter(name, config("bert", "SEQ_CLS", method))
+    with pytest.raises(ValueError, match=f"got '{name}', the name of one .*choose another name"):
+        get_peft_model(build("bert"), config("bert", "SEQ_CLS", method), adapter_name=name)
+
+
+def test_a_second_adapter_through_transformers_own_calls_is_refused() -> None:
+    backbone = build("bert")
+    backbone.add_adapter(config("bert", "SEQ_CLS"), "one")
+    with pytest.raises(ValueError, match="got one with AoTLayers; .*get_peft_model makes a PeftModel, which takes sev"):
+        backbone.add_adapter(config("bert", "SEQ_CLS"), "two")
+
+
+def test_a_vocabulary_that_was_resized(tmp_path: Path) -> None:
+    resized = build("bert")
+    resized.resize_token_embeddings(VOCAB + 10)
+    get_peft_model(resized, config("bert", "SEQ_CLS")).save_pretrained(tmp_path)
+    backbone, batch = build("bert"), {"input_ids": torch.tensor([[3, VOCAB + 5]])}
+    with pytest.raises(
+        ValueError, match=rf"vocab_size=120 .*, or call resize_token_embeddings\({VOCAB + 10}\) if that"
+    ):
+        PeftModel.from_pretrained(backbone, tmp_path)
+    backbone.resize_token_embeddings(VOCAB + 10)
+    assert torch.isfinite(output(PeftModel.from_pretrained(backbone, tmp_path).eval(), batch)).all()
+    late = adapted("bert")
+    late.resize_token_embeddings(VOCAB + 10)
+    with pytest.raises(IndexError, match=f"got ids from 3 to {VOCAB + 5}; .*resize the embeddings before get_peft_m"):
+        output(late, batch)
 
 
 def test_delete_active_and_inactive_adapters() -> None:

@@ -109,6 +109,20 @@ def test_auto_classes_find_backbone_and_table(auto: type, name: str, task: str, 
         torch.testing.assert_close(output(loaded, batch), output(model, batch), atol=1e-5, rtol=1e-5)
 
 
+def test_auto_classes_take_the_options_of_methods(tmp_path: Path) -> None:
+    on_disk("bert", "SEQ_CLS", tmp_path)
+    auto, folder = AutoPeftModelForSequenceClassification, tmp_path / "adapter"
+    loaded = auto.from_pretrained(folder, use_table=False, table_placement="ram", memory_budget=10**8)
+    lookup = loaded.base_model.lookup
+    assert lookup.tables == {} and (lookup.placement.name, lookup.placement.budget) == ("ram", 10**8)
+    with pytest.raises(ValueError, match="expected a known table_placement, got 'rma'"):
+        auto.from_pretrained(folder, table_placement="rma")
+    again = PeftModel.from_pretrained(build("bert"), folder)
+    assert list(again.base_model.lookup.tables) == ["default"], "options are for one call"
+    with pytest.raises(TypeError, match="wrong_option"):
+        auto.from_pretrained(folder, wrong_option=1)
+
+
 def test_auto_model_without_a_task(tmp_path: Path) -> None:
     build("bert", "FEATURE_EXTRACTION").save_pretrained(tmp_path / "backbone")
     backbone = type(build("bert", "FEATURE_EXTRACTION")).from_pretrained(tmp_path / "backbone")

@@ -1,7 +1,8 @@
 """Making PEFT know the methods of this package, as a fork would; the only file that changes PEFT itself or an enum.
 
 Importing `peft_aot` calls `register()`. It adds each method to `PeftType` and to PEFT's mappings, puts its classes into
-the `peft` namespaces, and lets `PeftModel` save, load and push adapters of this package as `files` does.
+the `peft` namespaces, and lets `PeftModel` save, load and push adapters of this package as `files` does, the automatic
+classes with the options of its methods.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 import peft
 from aenum import extend_enum
 from packaging.version import Version
 from peft import PeftModel
+from peft.auto import _BaseAutoPeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
@@ -25,6 +29,8 @@ from peft_aot.counting import count_optimizer_steps
 
 METHODS = {"aot": "AoT", "bitfit": "BitFit", "hiwi": "HiWi", "houlsby": "Houlsby", "pafi": "PaFi"}
 SUPPORTED = (Version("0.21.2"), Version("0.22"))
+_OPTIONS: ContextVar[Mapping[str, Any]] = ContextVar("_OPTIONS", default=MappingProxyType({}))
+"""What `AutoPeftModel...from_pretrained` was given for the adapter, and PEFT would pass to the backbone's class too."""
 
 
 def check_version(version: str) -> None:
@@ -70,6 +76,7 @@ def _register_method(name: str, config_cls: type, model_cls: type[BaseTuner]) ->
 def _patch_peft_model() -> None:
     files = importlib.import_module("peft_aot.files")
     tuner = importlib.import_module("peft_aot.tuner").TaskTuner
+    stored_tuners = importlib.import_module("peft_aot.stored").stored_tuners
     keep_backbone = importlib.import_module("peft_aot.undo").keep_backbone
 
     def save_pretrained(original: Callable[..., Any], self: PeftModel, *args: Any, **kwargs: Any) -> Any:
@@ -93,10 +100,19 @@ def _patch_peft_model() -> None:
         original: Callable[..., Any], cls: type[PeftModel], model: Any, *args: Any, **kwargs: Any
     ) -> Any:
         with keep_backbone(model):
-            return original(cls, model, *args, **kwargs)
+            return original(cls, model, *args, **{**_OPTIONS.get(), **kwargs})
+
+    def auto_from_pretrained(original: Callable[..., Any], cls: type, *args: Any, **kwargs: Any) -> Any:
+        known = frozenset().union(*(stored.load_options for stored in stored_tuners().values()))
+        before = _OPTIONS.set({name: kwargs.pop(name) for name in known if name in kwargs})
+        try:
+            return original(cls, *args, **kwargs)
+        finally:
+            _OPTIONS.reset(before)
 
     for replacement in (save_pretrained, load_adapter, push_to_hub, from_pretrained):
         _replace(PeftModel, replacement.__name__, replacement)
+    _replace(_BaseAutoPeftModel, "from_pretrained", auto_from_pretrained)
 
 
 def _replace(owner: type, name: str, replacement: Callable[..., Any]) -> None:

@@ -12,15 +12,17 @@ import warnings
 from peft.config import PeftConfig
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers import PretrainedConfig
 
 from peft_aot.head_card import HEAD_FILE, PROBLEM_TYPES, HeadCard, read_head_card
+from peft_aot.model_labels import ModelLabels, labels_of
 from peft_aot.source import Source
 
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 
 
-def describe_head(model: nn.Module, config: PeftConfig, adapter_name: str, known: HeadCard) -> HeadCard:
+def describe_head(
+    model: nn.Module, config: PeftConfig, adapter_name: str, known: HeadCard, own: ModelLabels | None = None
+) -> HeadCard:
     """Say what an adapter's outputs mean.
 
     Args:
@@ -29,12 +31,37 @@ def describe_head(model: nn.Module, config: PeftConfig, adapter_name: str, known
         adapter_name: Its name.
         known: What is known of it: the card it was loaded with, or one without labels, which follow then from the
             backbone.
+        own: What the backbone says of its own head; by default what its configuration says now.
     """
     labelled = _task_type(config) in LABELLED
     if fits(known, model, config, adapter_name) and (known.labels or not labelled):
         return known
-    labels, problem_type = _from_backbone(model, config, adapter_name) if labelled else ((), None)
+    labels, problem_type = _from_backbone(model, config, adapter_name, own) if labelled else ((), None)
     return dataclasses.replace(known, task_type=_task_type(config), problem_type=problem_type, labels=labels)
+
+
+def head_labels(
+    model: nn.Module, config: PeftConfig, adapter_name: str, known: HeadCard, own: ModelLabels
+) -> HeadCard | None:
+    """Return what an adapter's outputs mean if the backbone does not say it: it brought a card, or another size.
+
+    Args:
+        model: The backbone with the adapter.
+        config: The adapter's configuration.
+        adapter_name: Its name.
+        known: What is known of it, as for `describe_head`.
+        own: What the backbone says of its own head.
+
+    Returns:
+        None if the backbone speaks for it, or its kind of task has no labels.
+    """
+    if _task_type(config) not in LABELLED:
+        return None
+    outputs = head_outputs(model, config, adapter_name)
+    outputs = len(own.id2label) if outputs is None else outputs
+    if known.task_type == _task_type(config) and len(known.labels) == outputs:
+        return known
+    return None if outputs == len(own.id2label) else describe_head(model, config, adapter_name, known, own)
 
 
 def find_card(source: Source, model: nn.Module, config: PeftConfig, adapter_name: str) -> HeadCard | None:
@@ -114,17 +141,18 @@ def head_outputs(model: nn.Module, config: PeftConfig, adapter_name: str) -> int
     return linears[-1].out_features if linears else None
 
 
-def _from_backbone(model: nn.Module, config: PeftConfig, adapter_name: str) -> tuple[tuple[str, ...], str | None]:
+def _from_backbone(
+    model: nn.Module, config: PeftConfig, adapter_name: str, own_labels: ModelLabels | None
+) -> tuple[tuple[str, ...], str | None]:
     """Return labels and problem type as the backbone's configuration has them, if it is the head's."""
-    about = getattr(model, "config", None)
-    id2label = (about.id2label or {}) if isinstance(about, PretrainedConfig) else {}
-    named = {str(index): str(label) for index, label in id2label.items()}
+    about = labels_of(model) if own_labels is None else own_labels
+    named = {} if about is None else {str(index): str(label) for index, label in about.id2label.items()}
     own = head_outputs(model, config, adapter_name)
     outputs = len(named) if own is None else own
     about_this = len(named) == outputs
     plain = {str(index): f"LABEL_{index}" for index in range(outputs)}
     labels = tuple(named.get(index, label) if about_this else label for index, label in plain.items())
-    stated = getattr(about, "problem_type", None) if about_this else None
+    stated = about.problem_type if about is not None and about_this else None
     problem_type: str | None = stated if stated in PROBLEM_TYPES else None
     if problem_type is None and _task_type(config) == "SEQ_CLS" and outputs:
         problem_type = "regression" if outputs == 1 else "single_label_classification"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -48,6 +48,15 @@ def input_embedding(stack: nn.Module) -> nn.Embedding | None:
     while isinstance(embedding, AuxiliaryTrainingWrapper):  # a trained copy; the frozen one is below
         embedding = embedding.original_module
     return embedding if isinstance(embedding, nn.Embedding) else None
+
+
+def embedders(stack: nn.Module) -> list[nn.Module]:
+    """Return all that may embed a stack's ids: its input embedding, trained copies of it, what chooses among them."""
+    embedding = input_embedding(stack)
+    if embedding is None:
+        return []
+    choosing = [m for m in stack.modules() if isinstance(m, ModulesToSaveWrapper) and m.original_module is embedding]
+    return [embedding, *(copy for wrapper in choosing for copy in wrapper.modules_to_save.values()), *choosing]
 
 
 def find_blocks(model: nn.Module) -> list[Block]:

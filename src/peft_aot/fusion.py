@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 
 import torch
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -34,7 +36,7 @@ def fuse(
     base_model: str | Path | nn.Module | None = None,
     *,
     dtype: str | None = None,
-    token_ids: Tensor | None = None,
+    token_ids: Tensor | Iterable[int] | None = None,
     progress: bool = True,
 ) -> FuseReport:
     """Write the lookup table of a saved adapter beside its factors.
@@ -43,7 +45,8 @@ def fuse(
         adapter_dir: A folder that `save_pretrained` wrote.
         base_model: The backbone, as a model or as a path or hub id; by default the one the adapter names.
         dtype: Number format of the rows: float32, float16, bfloat16 or int8; by default the adapter's `table_dtype`.
-        token_ids: Keep the rows of these tokens only; the rest is computed from the factors when needed.
+        token_ids: Keep the rows of these tokens only, given as a tensor or other sequence of whole numbers; the rest is
+            computed from the factors when needed.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -51,6 +54,7 @@ def fuse(
 
     Raises:
         FileNotFoundError: No adapter there.
+        TypeError: Token ids that are no whole numbers in a sequence.
         ValueError: An unknown dtype, not an AoT adapter, one that is no lookup, another backbone, or token ids outside
             the vocabulary.
         OSError: No room for the table on the disk, see `write_table`.
@@ -62,6 +66,7 @@ def fuse(
     config, factors = read_adapter(adapter_dir)
     if config.bottleneck_input == "hidden":
         raise ValueError(f"{CANNOT_FUSE_HIDDEN}, in {adapter_dir}; use the adapter unfused")
+    kept = None if token_ids is None else _checked(token_ids, _known(config.vocab_size))
     header = TableHeader(
         layers=tuple(dict.fromkeys(name for name, _ in factors)),
         base_model=config.base_model_name_or_path or "",
@@ -69,17 +74,14 @@ def fuse(
         hidden_size=_known(config.token_dim),
         factors_sha256=factors_hash({f"{block}.{factor}": tensor for (block, factor), tensor in factors.items()}),
         dtype=config.table_dtype if dtype is None else dtype,
-        tokens=_known(config.vocab_size) if token_ids is None else len(token_ids),
+        tokens=_known(config.vocab_size) if kept is None else len(kept),
     )
-    if token_ids is not None:
-        token_ids = _checked(token_ids, header.vocab_size)
-        header = TableHeader(**{**header.__dict__, "tokens": len(token_ids)})
     if base_model is None:
         base_model, revision = config.base_model_name_or_path, config.revision
     else:
         revision = None
     rows = row_functions(config, factors, load_backbone(base_model, revision))
-    report = write_table(adapter_dir / TABLE_FILE, header, rows, token_ids, progress)
+    report = write_table(adapter_dir / TABLE_FILE, header, rows, kept, progress)
     _state_table(adapter_dir, header.dtype)
     return report
 
@@ -116,7 +118,8 @@ def read_config(adapter_dir: Path) -> AoTConfig:
     config = PeftConfig.from_pretrained(str(adapter_dir))
     if not isinstance(config, AoTConfig):
         raise ValueError(
-            f"expected an AoT adapter in {adapter_dir}, got {config.peft_type}; only AoT has tables to fuse"
+            f"expected an AoT adapter in {adapter_dir}, got {PeftType(config.peft_type).value}; only AoT "
+            f"has tables to fuse"
         )
     return config
 
@@ -153,9 +156,15 @@ def row_functions(
     """Return for each block of an adapter the function that computes its rows in float32.
 
     Raises:
-        ValueError: The backbone's blocks or sizes are not those of the adapter.
+        ValueError: The backbone's blocks or sizes are not those of the adapter, or its vocabularies differ.
     """
     blocks = find_blocks(backbone)
+    sizes = {type(block.stack).__name__: vocabulary_size(block.stack) for block in blocks}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f"expected a backbone whose stacks share a vocabulary, so that a table can have a row per token, got "
+            f"{' and '.join(f'{size} tokens in {stack}' for stack, size in sizes.items())}; use the adapter unfused"
+        )
     functions = {}
     inputs = _Inputs()
     for name in dict.fromkeys(block for block, _ in factors):
@@ -218,11 +227,19 @@ def _known(size: int | None) -> int:
     return size
 
 
-def _checked(token_ids: Tensor, vocab_size: int) -> Tensor:
-    ids: Tensor = torch.unique(token_ids)
-    if ids.numel() == 0 or int(ids[0]) < 0 or int(ids[-1]) >= vocab_size:
-        raise ValueError(f"expected token ids in [0, {vocab_size}), got {ids.tolist()[:3]} ...; pass ids to keep")
-    return ids
+def _checked(token_ids: Tensor | Iterable[int], vocab_size: int) -> Tensor:
+    several = isinstance(token_ids, Iterable) and getattr(token_ids, "ndim", 1) > 0
+    values = token_ids.flatten().tolist() if isinstance(token_ids, Tensor) else list(token_ids) if several else []
+    wrong = [value for value in values if isinstance(value, bool) or not isinstance(value, Integral)]
+    if wrong or not several:
+        raise TypeError(
+            f"expected token_ids to be a sequence of whole numbers, got {wrong[0] if wrong else token_ids!r}; pass a "
+            f"list of ids or, of a mask, mask.nonzero()"
+        )
+    ids = sorted({int(value) for value in values})
+    if not ids or ids[0] < 0 or ids[-1] >= vocab_size:
+        raise ValueError(f"expected token ids in [0, {vocab_size}), got {ids[:3]} ...; pass ids to keep")
+    return torch.tensor(ids)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -16,8 +16,9 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from peft_aot.adapter_head import describe_head, find_card
+from peft_aot.adapter_head import describe_head, find_card, head_labels, head_outputs
 from peft_aot.head_card import HeadCard
+from peft_aot.model_labels import SpokenLabels
 from peft_aot.parts import versions
 from peft_aot.source import Source
 
@@ -56,13 +57,14 @@ class StoredTuner(BaseTuner):
     head_cards: dict[str, HeadCard]
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        self.sources, self.head_cards = {}, {}
+        self.sources, self.head_cards, self._labels = {}, {}, SpokenLabels(model)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and forget where it came from and what its outputs mean."""
         super().delete_adapter(adapter_name)
         self.sources.pop(adapter_name, None)
         self.head_cards.pop(adapter_name, None)
+        self.say_labels()
 
     # in words
 
@@ -142,7 +144,23 @@ class StoredTuner(BaseTuner):
             given: Fields of the card as the user wants them, see `head_card.given_options`.
         """
         known = self._known_card(adapter_name, given)
-        return describe_head(self.model, self.peft_config[adapter_name], adapter_name, known)
+        return describe_head(self.model, self.peft_config[adapter_name], adapter_name, known, self._labels.own)
+
+    def say_labels(self, active: bool = True) -> None:
+        """Let the backbone's configuration say what outputs mean: the active adapter's, or those of its own head."""
+        own = self._labels.own
+        names = [name for name in self.active_adapters if active and name in self.peft_config]
+        if own is not None:
+            cards = (
+                head_labels(self.model, self.peft_config[name], name, self._known_card(name, {}), own) for name in names
+            )
+            self._labels.say(next((card for card in cards if card is not None), None))
+
+    def outputs(self, adapter_name: str) -> int | None:
+        """Return how many outputs a model with labels has with an adapter or, under another name, without any."""
+        config, own = self.peft_config.get(adapter_name), self._labels.own
+        found = None if config is None else head_outputs(self.model, config, adapter_name)
+        return len(own.id2label) if found is None and own is not None else found
 
     def find_head_card(self, adapter_name: str, source: Source) -> HeadCard | None:
         """Return the card that was saved with an adapter whose values have just been loaded, if it is right."""
@@ -153,6 +171,7 @@ class StoredTuner(BaseTuner):
         self.head_cards.pop(adapter_name, None)
         if card is not None:
             self.head_cards[adapter_name] = card
+        self.say_labels()
 
     def say_of_head(self, adapter_name: str, given: Mapping[str, Any]) -> None:
         """Note fields of an adapter's card, for every save from now on; what is not given stays as it is.

@@ -20,7 +20,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from peft_aot.routing import BASE, NO_TASKS, batch_size, check_batch, fit_heads, mixed_batch, route_heads, tasks_of
+from peft_aot.model_labels import labels_of
+from peft_aot.routing import (
+    BASE,
+    NO_TASKS,
+    RoutedHead,
+    Tasks,
+    batch_size,
+    check_batch,
+    fit_heads,
+    mixed_batch,
+    route_heads,
+    tasks_of,
+)
 from peft_aot.stored import StoredTuner
 
 _CHANGING = threading.Lock()
@@ -60,7 +72,8 @@ class TaskTuner(StoredTuner):
         if there is not None:  # checked first of all: PEFT would write into the other tuner's configurations
             raise ValueError(
                 f"expected a backbone without adapters of this package, got one with {type(there).__name__}s; call "
-                f"unload() on its PeftModel first, or add to that model with load_adapter or add_adapter"
+                f"unload() on its PeftModel first, or add to that PeftModel with its load_adapter or add_adapter: "
+                f"transformers' own add one adapter, get_peft_model makes a PeftModel, which takes several"
             )
         super().__init__(model, *args, **kwargs)
 
@@ -75,8 +88,20 @@ class TaskTuner(StoredTuner):
         tasks = tasks_of(self)
         if tasks is not None:
             check_batch(tasks, args, kwargs)
-            tasks.labels = tasks.labels or kwargs.get("labels") is not None
+            if kwargs.get("labels") is not None:
+                tasks.labels = True
+                self._check_outputs(tasks)
         return super().forward(*args, **kwargs)
+
+    def _check_outputs(self, tasks: Tasks) -> None:
+        """Refuse labels for heads of another size than the one that the model computes its loss for."""
+        said = labels_of(self.model)
+        found = {self.outputs(name) for name in tasks.distinct if name not in tasks.banked}
+        if said is not None and found and len(said.id2label) not in found:
+            raise ValueError(
+                f"expected heads of {len(said.id2label)} outputs when labels are passed, as the active adapter has, "
+                f"got {', '.join(map(str, found))}; call set_adapter with an adapter of the batch, or leave labels out"
+            )
 
     def change_banked(self, change: Callable[[dict[str, Any]], bool]) -> bool:
         """Put a changed copy of `banked` in its place, unless `change` returns False; batches that run keep theirs."""
@@ -108,7 +133,7 @@ class TaskTuner(StoredTuner):
         """Do before a mixed batch what is needed once; doing it again changes nothing."""
         injections = self.injections
         if self._routed_after != injections:  # here, since PEFT adds some heads only after it has injected the adapter
-            heads = route_heads(self.model, self)
+            heads = self._route_heads()
             expected = [name for name, config in self.peft_config.items() if getattr(config, "modules_to_save", None)]
             if all(any(name in head.modules_to_save for head in heads) for name in expected):
                 self._routed_after = injections
@@ -116,6 +141,10 @@ class TaskTuner(StoredTuner):
             self._notes_rows = True
             stacks = [m for m in self.model.modules() if isinstance(m, PreTrainedModel)] or [self.model]
             self._row_hooks = [stack.register_forward_pre_hook(self._note_rows, with_kwargs=True) for stack in stacks]
+
+    def _route_heads(self) -> list[RoutedHead]:
+        """Route the heads that PEFT has added since this was done last."""
+        return route_heads(self.model, self)
 
     def _note_rows(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # a stack may be given more rows than the model: beams, choices
@@ -139,16 +168,22 @@ class TaskTuner(StoredTuner):
                 f"expected a new adapter name, got '{adapter_name}', the name of a task in the model's bank; choose "
                 f"another, or remove that task"
             )
-        if hasattr(nn.ModuleDict, adapter_name) or hasattr(nn.ParameterDict, adapter_name):
+        if hasattr(nn.ModuleDict(), adapter_name) or hasattr(nn.ParameterDict(), adapter_name):
             raise ValueError(
                 f"expected an adapter name that torch can keep modules under, got '{adapter_name}', the name of one of "
-                f"its own methods; choose another name"
+                f"its own methods or attributes; choose another name"
             )
         for path, _ in self.model.named_modules():
             if path.rpartition(".")[2] == adapter_name:
                 raise ValueError(
                     f"expected an adapter name that no module of the model has, got '{adapter_name}', the name of a "
                     f"module ({path}), below which PEFT would save nothing; choose another name"
+                )
+        for path, _ in self.model.named_parameters():
+            if path.rpartition(".")[2] == adapter_name and self.prefix not in path:
+                raise ValueError(
+                    f"expected an adapter name that no parameter of the model has, got '{adapter_name}', the name of "
+                    f"one ({path}), which PEFT would not find again in what it saves; choose another name"
                 )
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -163,6 +198,21 @@ class TaskTuner(StoredTuner):
                 self.active_adapter = active
             raise
         self._refresh_layers()  # PEFT sets `requires_grad` behind their backs
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters; the backbone's configuration says what their outputs mean."""
+        super().set_adapter(adapter_name, inference_mode)
+        self.say_labels()
+
+    def disable_adapter_layers(self) -> None:
+        """Run the backbone alone; its configuration says what its own outputs mean."""
+        super().disable_adapter_layers()
+        self.say_labels(active=False)
+
+    def enable_adapter_layers(self) -> None:
+        """Run the active adapters again."""
+        super().enable_adapter_layers()
+        self.say_labels()
 
     def _add_beside(self, config: PeftConfig, adapter_name: str, first: str) -> None:
         """Add an adapter, fresh but for its heads, which are copies of those of adapter `first`."""
@@ -188,6 +238,7 @@ class TaskTuner(StoredTuner):
         """Return the backbone as it was before any adapter, with its own heads."""
         route_heads(self.model, self)
         self._leave_stacks()
+        self.say_labels(active=False)
         model: nn.Module = super().unload()
         return model
 

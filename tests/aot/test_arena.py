@@ -234,6 +234,18 @@ def test_what_a_choice_means(monkeypatch: pytest.MonkeyPatch) -> None:
     assert staged == {("auto", "cuda"), ("device", "cuda"), ("staged", "cuda")}
 
 
+def test_what_is_not_chosen_stays(saved: dict[str, Path]) -> None:
+    model = loaded(saved, table_placement="ram")
+    model.load_adapter(saved["two"], "again", memory_budget=10**8)
+    assert model.base_model.lookup.placement == Placement("ram", 10**8)
+    model.set_table_placement("mmap")
+    assert model.base_model.lookup.placement == Placement("mmap", 10**8)
+    model.set_table_placement(memory_budget=None)
+    assert model.base_model.lookup.placement == Placement("mmap", None)
+    model.set_table_placement()
+    assert model.base_model.lookup.placement == Placement("mmap", None)
+
+
 def test_random_tables_come_and_go(saved: dict[str, Path]) -> None:
     """Against a dict: whatever is copied in and dropped, each place holds its own table's rows, and none overlap."""
     model = loaded(saved)

@@ -158,6 +158,24 @@ def test_a_full_state_dict_is_loaded_as_it_was() -> None:
         assert torch.equal(output(twin, BATCH), output(build("bert"), BATCH))
 
 
+def test_adapters_of_other_modules_to_save(tmp_path: Path) -> None:
+    adapted("bert", method="bitfit").save_pretrained(tmp_path / "few")
+    adapted("bert", method="bitfit", modules_to_save=["pooler"]).save_pretrained(tmp_path / "more")
+    for first, second in (("few", "more"), ("more", "few")):
+        model = PeftModel.from_pretrained(build("bert"), tmp_path / first)
+        with pytest.raises(ValueError, match="bert.pooler.dense; give both adapters the same modules_to_save"):
+            model.load_adapter(tmp_path / second, "second")
+        assert list(model.peft_config) == ["default"]
+
+
+def test_an_adapter_of_a_backbone_without_a_name(tmp_path: Path) -> None:
+    adapted("bert", method="bitfit", target_modules=["query"]).save_pretrained(tmp_path)
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(settings.read_text().replace('"query"', '"key"'))
+    with pytest.raises(ValueError, match="load the backbone it was trained on$"):
+        PeftModel.from_pretrained(build("bert"), tmp_path)
+
+
 def test_models_that_turn_their_batch_about_are_refused_in_mixed_batches() -> None:
     from transformers import LongformerConfig, LongformerModel
 

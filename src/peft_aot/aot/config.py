@@ -157,10 +157,12 @@ class AoTConfig(PeftConfig):
         for name, value in sizes.items():
             expected = getattr(self, name)
             if expected is not None and expected != value:
+                resized = f", or call resize_token_embeddings({expected}) if that one was resized"
                 raise ValueError(
                     f"expected a backbone with {name}={expected}, got {name}={value} in {model}; load the backbone "
                     f"this adapter was trained on"
                     f"{f', {self.base_model_name_or_path}' if self.base_model_name_or_path else ''}"
+                    f"{resized if name == 'vocab_size' else ''}"
                 )
 
     def check_alpha(self) -> None:

@@ -97,7 +97,7 @@ class Lookup:
         return [module for stack in self.stacks for module in stack.modules_of(adapter_name)]
 
     def attach(self, adapter_name: str, table: Table) -> None:
-        """Use `table` for an adapter in inference, until its factors change."""
+        """Use `table` for an adapter in inference, until its factors or the embeddings they are fed change."""
         self.tables[adapter_name] = table
         self._versions[adapter_name] = self.state_of(adapter_name).versions
 
@@ -270,8 +270,8 @@ class Lookup:
             return table
         self.detach(name)
         warnings.warn(
-            f"the factors of adapter '{name}' have changed since its fused table was loaded; the factors are used, "
-            f"save the adapter to fuse them again",
+            f"the factors of adapter '{name}' have changed since its fused table was loaded, or the embeddings that "
+            f"they are fed; the factors are used, save the adapter to fuse them again",
             stacklevel=2,
         )
         return None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from peft_aot.backbone import find_blocks, input_embedding, vocabulary_size
 from peft_aot.fusion import FUSED, NOT_FUSED
-from peft_aot.routing import Tasks, check_batch, check_names
+from peft_aot.routing import RoutedHead, Tasks, check_batch, check_names
 from peft_aot.source import Source
 from peft_aot.tables import TABLE_FILE
 from peft_aot.tuner import TaskTuner, matches
@@ -87,6 +87,12 @@ class AoTModel(TaskTuner):
         handle.check_names(kwargs.get("adapter_names"))
         return handle.asked.banked
 
+    def _route_heads(self) -> list[RoutedHead]:
+        heads = super()._route_heads()
+        for stack in self.lookup.stacks:  # again: its embedding may be among the heads now
+            token_ids.watch(stack.stack, self.model)
+        return heads
+
     def prefetch(self, input_ids: Tensor, adapter_names: Sequence[str] | None = None) -> Prefetched:
         """Fetch the rows of a batch before it runs, beside what is running: from files, into staging, to the device.
 
@@ -130,7 +136,7 @@ class AoTModel(TaskTuner):
         for name, value in sizes.items():
             setattr(config, name, value)
         config.check_kron_shape()
-        self._blocks = {block.name: block for block in chosen}
+        self._blocks, self._vocab_size = {block.name: block for block in chosen}, sizes["vocab_size"]
         return config
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
@@ -153,9 +159,9 @@ class AoTModel(TaskTuner):
         embedding = input_embedding(block.stack)
         if embedding is None:
             raise RuntimeError(f"expected {type(block.stack).__name__} to embed token ids, got no input embedding")
-        token_ids.watch(block.stack, self.model)
-        self.lookup.vocab_sizes[adapter_name] = vocabulary_size(block.stack)
+        self.lookup.vocab_sizes[adapter_name] = self._vocab_size
         if not isinstance(target, AoTLayer):
+            token_ids.watch(block.stack, self.model)
             layer = AoTLayer(target, current_key, self.lookup, adapter_name)
             self._replace_module(parent, target_name, layer, target)
             self.lookup.add_layer(block.stack, current_key, layer.aot_rows, block.width)
@@ -165,9 +171,11 @@ class AoTModel(TaskTuner):
     # the life of adapters
 
     def set_table_placement(
-        self, table_placement: str = "auto", memory_budget: int | Literal["auto"] | None = None
+        self, table_placement: str | None = None, memory_budget: int | Literal["auto", "keep"] | None = "keep"
     ) -> None:
         """Choose where the rows of this model's tasks are kept; the numbers are the same but for rounding.
+
+        What is not passed stays as it is.
 
         Args:
             table_placement: "ram" and "device" copy whole tables, in the format of the hidden states, into the
@@ -177,14 +185,15 @@ class AoTModel(TaskTuner):
                 whose table finds no room, are served all the same.
             memory_budget: Bytes for all tasks together: for tables in memory or, with "mmap" and "factors" on the CPU,
                 for rows that were computed from factors, of which those not used lately are given up (CLOCK). "auto"
-                is a quarter of the memory that is free now. None keeps no computed rows, and is "auto" for tables.
+                is a quarter of the memory that is free now. None, as at first: no computed rows, "auto" for tables.
 
         Raises:
             ValueError: An unknown placement, "ram" on an accelerator, or a budget that one token's rows exceed.
         """
         embedding = input_embedding(self.lookup.stacks[0].stack)
         device = CPU if embedding is None or embedding.weight.device.type == "meta" else embedding.weight.device
-        self.lookup.place(choose_placement(table_placement, memory_budget, self.lookup.page_bytes, device))
+        lookup = self.lookup
+        lookup.place(choose_placement(table_placement, memory_budget, lookup.page_bytes, device, lookup.placement))
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
@@ -262,15 +271,11 @@ class AoTModel(TaskTuner):
 
     def adapter_loaded(self, adapter_name: str, source: Source, options: Mapping[str, Any]) -> None:
         """Use the table that was saved with an adapter, unless the option `use_table` is False."""
-        placing = {name: options[name] for name in ("table_placement", "memory_budget") if name in options}
-        if placing:
+        if placing := {name: options[name] for name in ("table_placement", "memory_budget") if name in options}:
             self.set_table_placement(**placing)
-        config = self._config(adapter_name)
-        wanted = options.get("use_table", True)
-        stacks = self.lookup.stacks
-        table = (
-            files.find_table(source, config, stacks, lambda layers: layers.factors_of(adapter_name)) if wanted else None
-        )
+        table, config, stacks = None, self._config(adapter_name), self.lookup.stacks
+        if options.get("use_table", True):
+            table = files.find_table(source, config, stacks, lambda layers: layers.factors_of(adapter_name))
         self.lookup.detach(adapter_name)
         if table is not None:
             self.lookup.attach(adapter_name, table)

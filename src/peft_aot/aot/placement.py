@@ -12,6 +12,7 @@ from peft_aot.suggestions import did_you_mean
 
 Name = Literal["auto", "device", "staged", "ram", "mmap", "factors"]
 NAMES: tuple[Name, ...] = get_args(Name)
+Budget = int | Literal["auto", "keep"] | None
 AUTO_SHARE = 4
 """A budget of "auto" is the free memory divided by this."""
 
@@ -47,19 +48,24 @@ class Placement:
         return device.type != "cpu" and self.name in ("auto", "device", "staged")
 
 
-def choose_placement(name: str, budget: int | Literal["auto"] | None, page: int, device: torch.device) -> Placement:
+def choose_placement(
+    name: str | None, budget: Budget, page: int, device: torch.device, present: Placement = Placement()
+) -> Placement:
     """Check a choice.
 
     Args:
-        name: One of `NAMES`.
-        budget: Bytes; "auto" is a quarter of the memory that is free now; None means the same for tables in memory,
-            when the first comes there, and no rows that are kept.
+        name: One of `NAMES`; None keeps the present one.
+        budget: Bytes; "auto" is a quarter of the memory that is free now; "keep" is the present one; None means a
+            quarter for tables in memory, when the first comes there, and no rows that are kept.
         page: Bytes that the rows of one token may take, of which a budget must hold one.
         device: Where the model runs.
+        present: Where rows are kept now.
 
     Raises:
         ValueError: An unknown name, one that means nothing on this device, or a budget that is no good.
     """
+    name = present.name if name is None else name
+    budget = present.budget if budget == "keep" else budget
     known = next((known for known in NAMES if known == name), None)
     if known is None:
         raise ValueError(f"expected a known table_placement, got {name!r}; {did_you_mean(str(name), list(NAMES))}")

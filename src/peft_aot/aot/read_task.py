@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from peft import PeftConfig
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
@@ -58,8 +58,8 @@ def read_task(
     config = _configuration(source)
     if not isinstance(config, AoTConfig):
         raise TypeError(
-            f"expected an AoT adapter in {source.model_id}, got {config.peft_type}; train one "
-            f"with AoTConfig, or use load_adapter"
+            f"expected an AoT adapter in {source.model_id}, got {PeftType(config.peft_type).value}; a bank "
+            f"holds tables and factors of AoT, train one with AoTConfig"
         )
     if config.bottleneck_input == "hidden":
         raise ValueError(f"{CANNOT_FUSE_HIDDEN}, in {source.model_id}; load it with load_adapter")

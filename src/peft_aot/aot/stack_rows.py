@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from peft_aot.backbone import input_embedding
 from peft_aot.tables.cache import Key, RowCache
 
-from .reparam import HiddenBottleneck
+from .reparam import FCRows, HiddenBottleneck
 from .stacked import OffloadedFactors, StackedFactors
 
 _NUMBERS = itertools.count()
@@ -26,7 +26,8 @@ class State(NamedTuple):
     Attributes:
         trains: Whether a gradient is wanted of one of them.
         drops: Whether one of its modules is in training mode, where dropout acts.
-        versions: A fingerprint that changes with every change but those through `.data`.
+        versions: A fingerprint of them, and of the embeddings they are fed, if they are fed any; it changes with every
+            change but those through `.data`.
     """
 
     trains: bool
@@ -97,18 +98,22 @@ class StackRows:
     def state_of(self, adapter_name: str) -> State:
         """Return what may have changed about an adapter's factors since they were last looked at."""
         # in every batch, for every adapter of it: one pass, without the detours of `parameters()`
-        trains = drops = False
+        trains = drops = fed = False
         versions: list[int] = []
         for modules in self.modules:
             module = modules._modules.get(adapter_name)
             if module is None:
                 continue
             drops = drops or module.training
+            fed = fed or isinstance(module, FCRows)
             for parameter in module._parameters.values():
                 if parameter is not None:
                     trains = trains or parameter.requires_grad
                     if not torch.compiler.is_compiling():  # graphs cannot look
                         versions += id(parameter), version(parameter)
+        embedding = input_embedding(self.stack) if fed and not torch.compiler.is_compiling() else None
+        if embedding is not None and not embedding.weight.is_meta:  # one that is offloaded is another one in every call
+            versions += id(embedding.weight), version(embedding.weight)
         return State(trains, drops, tuple(versions))
 
     def factors_of(self, adapter_name: str) -> StackedFactors:

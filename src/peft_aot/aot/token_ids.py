@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from peft_aot.backbone import input_embedding
+from peft_aot.backbone import embedders
 from peft_aot.routing import batch_size
 
 
@@ -90,8 +91,7 @@ def check_ids(ids: object) -> None:
 def known_ids(embeddings: object, stack: nn.Module) -> Tensor | None:
     """Return the ids that an embedding of this stack's weights was given to produce this very tensor, or None."""
     note = getattr(embeddings, "_aot_token_ids", None)
-    embedding = None if note is None else input_embedding(stack)
-    if note is None or embedding is None or note[1] is not embedding.weight:
+    if note is None or not any(_own_weight(embedder) is note[1] for embedder in embedders(stack)):
         return None
     ids: Tensor = note[0]
     return ids
@@ -113,6 +113,9 @@ def contained() -> Iterator[None]:
 def watch(stack: nn.Module, model: nn.Module) -> None:
     """Make `stack` open a `StackCall` whenever it is called; watching twice changes nothing.
 
+    In a mixed batch, trained copies of an embedding are given parts of the ids; what chooses among them notes all of
+    them afterwards, if it was there to be watched.
+
     Args:
         stack: Owns blocks.
         model: The whole model, whose own input embedding may be another module than the stack's (T5, BART).
@@ -120,9 +123,9 @@ def watch(stack: nn.Module, model: nn.Module) -> None:
     if _open_call not in stack._forward_pre_hooks.values():
         stack.register_forward_pre_hook(_open_call, with_kwargs=True)
         stack.register_forward_hook(_close_call, always_call=True)
-    for embedding in (input_embedding(stack), input_embedding(model)):
-        if embedding is not None and _note_ids not in embedding._forward_hooks.values():
-            embedding.register_forward_hook(_note_ids, with_kwargs=True)
+    for embedder in (*embedders(stack), *embedders(model)):
+        if _note_ids not in embedder._forward_hooks.values():
+            embedder.register_forward_hook(_note_ids, with_kwargs=True)
 
 
 def unwatch(model: nn.Module) -> None:
@@ -169,11 +172,16 @@ def _close_call(stack: nn.Module, args: tuple[Any, ...], output: object) -> None
         end()
 
 
-def _note_ids(embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+def _note_ids(embedder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
     ids: Tensor = args[0] if args else kwargs["input"]
     call = current_call()
     if call is not None:
         call.token_ids = ids
     elif isinstance(output, Tensor) and not torch.compiler.is_compiling():
         # a copy, since the caller may use its buffer again
-        output._aot_token_ids = (ids.clone(), embedding.weight)  # type: ignore[attr-defined]
+        output._aot_token_ids = (ids.clone(), _own_weight(embedder))  # type: ignore[attr-defined]
+
+
+def _own_weight(embedder: nn.Module) -> Tensor | nn.Module:
+    """Return the weight of an embedding or, of what chooses among trained copies of one, that of the frozen one."""
+    return embedder.original_module.weight if isinstance(embedder, ModulesToSaveWrapper) else embedder.weight

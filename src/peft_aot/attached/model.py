@@ -10,6 +10,7 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import _ExcludedModule
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from peft_aot.sublayers import is_linear
@@ -190,10 +191,17 @@ class AttachedTuner(TaskTuner):
         }
         if saved != here:  # PEFT would load what fits
             only = sorted(saved - here) or sorted(here - saved)
-            backbone = config.base_model_name_or_path
+            trained = [n for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)]
+            within = [name for name in only if inside_any(name, [path.removeprefix(prefix) for path in trained])]
+            if within:
+                raise ValueError(
+                    f"expected an adapter that changes no module that is in another adapter's modules_to_save, got one "
+                    f"that changes {within[0]}; give both adapters the same modules_to_save"
+                )
+            backbone = f", {config.base_model_name_or_path}" if config.base_model_name_or_path else ""
             raise ValueError(
                 f"expected an adapter of {len(here)} modules of this backbone, got one of {len(saved)} modules that "
-                f"differ in {', '.join(only[:3])}; load the backbone it was trained on, {backbone}"
+                f"differ in {', '.join(only[:3])}; load the backbone it was trained on{backbone}"
             )
         remapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
