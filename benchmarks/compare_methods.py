@@ -3,6 +3,8 @@
 `peft-aot compare` on MiniLM-L6 with at most 2,000 training and 1,000 validation examples per task, 3 epochs, batch 32,
 four trials per method and task, three seeds of the best. The head learns at 5e-2 whatever the method: with one rate
 for all, a task of many classes measures how large a rate a method bears (`compare_shared_rate`, kept to show that).
+`compare_pairs` puts AoT's controls beside it where two texts are compared; its runs of other methods are those of
+`compare_methods`.
 Tasks were chosen by the time that a run takes. Each finished run is a line of `results/NAME/runs.jsonl`: an
 interrupted benchmark goes on where it stopped. Long: hours on 2 cores.
 
@@ -32,6 +34,7 @@ from peft_aot.compare.report.terminal import TerminalTable
 from peft_aot.compare.space import head_rate_axes
 
 METHODS = ("full", "head", "bitfit", "lora", "prefix", "pafi", "hiwi", "aot", "aot-kron")
+ON_PAIRS = ("bitfit", "lora", "aot", "aot-kron", "aot-hidden", "aot-random")
 HEAD_RATE = 5e-2
 
 
@@ -66,8 +69,9 @@ class Question:
 
 
 QUESTIONS = (
-    Question("compare_methods", ("trec", "banking77", "sst2"), METHODS, pictures=True),
+    Question("compare_methods", ("trec", "banking77", "sst2", "stsb"), METHODS, pictures=True),
     Question("compare_controls", ("trec",), ("bitfit", "aot", *CONTROLS)),
+    Question("compare_pairs", ("stsb",), ON_PAIRS, seeds=1),
     Question("compare_shared_rate", ("sst2", "trec", "banking77"), METHODS, seeds=1, head_rate=None),
 )
 RESULTS = Path(__file__).parent / "results"
