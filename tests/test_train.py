@@ -335,6 +335,8 @@ def test_overwrite_replaces_the_adapter_and_leaves_other_files_alone(options: Tr
         ({"method": "lroa"}, r"unknown method 'lroa'; did you mean 'lora'\?"),
         ({"task": "rtee"}, r"unknown task 'rtee'; did you mean 'rte'\?"),
         ({"epochs": 0}, "expected epochs above 0, got 0; pass a positive number"),
+        ({"epochs": float("nan")}, "expected epochs above 0, got nan; pass a positive number"),
+        ({"learning_rate": float("inf")}, "expected learning_rate above 0, got inf"),
         ({"batch_size": -1}, "expected batch_size above 0, got -1"),
         ({"fuse": True}, "expected an AoT method to fuse, got 'lora'; drop fuse or choose aot"),
         (

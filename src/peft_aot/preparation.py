@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,9 +108,9 @@ def _record(options: TrainOptions) -> dict[str, Any]:
 def _check_numbers(options: TrainOptions) -> None:
     for name in ("epochs", "max_steps", "batch_size", "learning_rate", "head_learning_rate", "max_length", "patience"):
         value = getattr(options, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"expected {name} above 0, got {value}; pass a positive number")
-    if options.weight_decay < 0:
+    if not 0 <= options.weight_decay < math.inf:
         raise ValueError(f"expected weight_decay of at least 0, got {options.weight_decay}; 0 switches it off")
     if options.fuse and not options.method.startswith("aot"):
         raise ValueError(f"expected an AoT method to fuse, got {options.method!r}; drop fuse or choose aot")

@@ -216,6 +216,7 @@ def test_a_stop_ends_workers_at_once(
     assert not psutil.pid_exists(int(worker.read_text()))
 
 
+@pytest.mark.slow
 def test_sigterm_ends_workers_at_once(options: CompareOptions, short_folder: Path) -> None:
     command = [sys.executable, "-c", "from peft_aot.cli.app import main; main()", "compare", "--model", "backbone"]
     more = "--output out --train-file colours.csv --methods head --trials 4 --seeds 1 --epochs 3000 --ray"
