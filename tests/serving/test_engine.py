@@ -40,6 +40,7 @@ from peft_aot.serving import (
     UnknownTask,
 )
 from peft_aot.serving.batch import Asked, Batches
+from peft_aot.serving.encode import Encoded
 from served_models import KINDS, TEXTS, Saved, alone, make_tokenizer, save_task
 
 TOLERANCE = 1e-4
@@ -322,6 +323,15 @@ def test_no_answer_is_another_tasks_while_tasks_change(bert: Saved) -> None:
 def test_requests_that_are_refused(engine: Engine, request_: Request, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         engine.submit(request_)
+    assert engine.queued == 0
+
+
+def test_a_text_of_which_nothing_is_left_is_refused(
+    engine: Engine, bert: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine._encoder, "encode", lambda *given, **options: Encoded((), ()))
+    with pytest.raises(ValueError, match="expected text, got nothing that the tokenizer reads; send letters or digits"):
+        engine.submit(Request("trec", "\u200b"))
     assert engine.queued == 0
 
 

@@ -188,6 +188,11 @@ def test_a_name_that_is_taken_by_a_loaded_task(
     engine.remove_task("one")
     watched.follow()
     assert engine.tasks["one"].kind == "single_label", "the name is free"
+    engine.replace_task("one", other)
+    save(tmp_path / "one", weights=b"others")
+    for _ in range(3):
+        watched.follow()
+    assert len(messages(caplog)) == 2, "taken again, told again"
 
 
 def test_a_task_that_a_call_has_replaced_does_not_go_with_its_folder(
