@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from peft_aot.features import Collate, Feature, Features
 from peft_aot.inference import Logits, compute_logits
 from peft_aot.progress import Progress, ProgressCallback
 from peft_aot.sampling import LengthGroupedOrder
+from peft_aot.signals import handling
 
 
 class Diverged(ValueError):
@@ -62,7 +62,7 @@ class StopRequest:
 def stop_on_interrupt() -> Iterator[StopRequest]:
     """Turn the first Ctrl-C into a request to stop after the current step; a second one interrupts at once.
 
-    Python allows signal handlers in the main thread only; elsewhere nobody sends one.
+    Outside the main thread nobody sends one.
     """
     stop = StopRequest()
 
@@ -71,14 +71,8 @@ def stop_on_interrupt() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         stop.requested = True
 
-    if threading.current_thread() is not threading.main_thread():
+    with handling(signal.SIGINT, handle):
         yield stop
-        return
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def load_weights(model: torch.nn.Module, directory: Path) -> None:

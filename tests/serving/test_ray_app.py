@@ -340,6 +340,11 @@ def test_loading_over_http_needs_an_admin_key(tmp_path: Path, monkeypatch: pytes
         app(arguments)
 
 
+def test_a_call_asks_no_more_than_the_queue_takes_of_one_task(tmp_path: Path) -> None:
+    arguments = Arguments(model="backbone", tasks=tmp_path, limits={"queue": 10})
+    assert arguments.http.settings(arguments.tasks, arguments.limits).max_texts == 5
+
+
 def test_serve_is_told_the_type_of_the_arguments() -> None:
     [argument] = inspect.signature(app).parameters.values()
     assert argument.annotation is Arguments

@@ -224,6 +224,15 @@ def test_a_job_may_come_back() -> None:
     assert ours.drop(job) and ours.expired(1.0) == []
 
 
+@pytest.mark.parametrize("queue", [1, 2, 7, 8, 1024])
+def test_what_one_task_may_have_in_an_empty_queue(queue: int) -> None:
+    limits = Limits(queue=queue)
+    ours: Scheduler[int] = Scheduler(limits)
+    while ours.room("a"):
+        ours.add(Job(len(ours), "a", 9, 0.0))
+    assert len(ours) == limits.of_one_task
+
+
 def test_what_cannot_be_added() -> None:
     with pytest.raises(ValueError, match="expected a job of one token or more, got 0; answer an empty text at once"):
         Job(0, "a", 0, 0.0)

@@ -60,6 +60,7 @@ def serve(
             f'expected {error.name} to be installed, got none; install it with `pip install "peft_aot[serve]"`'
         ) from error
     folders = tuple(adapters or ()) + (() if tasks is None else (tasks,))
+    limits = Limits(batch_tokens=batch_tokens, batch_examples=batch_examples, queue=queue)
     settings = Settings(
         keys=read_keys(api_key_file, admin_key_file),
         loading=loading,
@@ -68,12 +69,11 @@ def serve(
         tasks=tasks,
         watch=WATCH_SECONDS if watch else None,
         max_body=max_body,
-        max_texts=max(1, min(Settings.max_texts, queue // 2)),  # what one task alone may have in the queue
+        max_texts=min(Settings.max_texts, limits.of_one_task),
         timeout=timeout,
         drain_delay=drain_delay,
     )
     check_exposure(host, settings.keys, settings.loading)  # before the backbone is loaded, which takes a while
-    limits = Limits(batch_tokens=batch_tokens, batch_examples=batch_examples, queue=queue)
     quiet_libraries()
     from peft_aot.serving.engine import Engine
 

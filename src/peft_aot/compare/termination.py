@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from peft_aot.signals import handling
 
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[list[int]]:
     """Hand SIGTERM to whoever handles Ctrl-C when it comes, or raise a KeyboardInterrupt if nobody does.
 
-    Python allows signal handlers in the main thread only; elsewhere SIGTERM stays what it was.
+    Outside the main thread SIGTERM stays what it was.
 
     Yields:
         A list that is empty until SIGTERM comes.
@@ -27,11 +28,5 @@ def sigterm_as_interrupt() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         interrupt(number, frame)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handling(signal.SIGTERM, handle):
         yield came
-        return
-    previous = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGTERM, previous)

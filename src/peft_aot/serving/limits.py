@@ -21,6 +21,11 @@ class Limits:
     wait: float = 0.002
     queue: int = 1024
 
+    @property
+    def of_one_task(self) -> int:
+        """Requests of one task that find room in an empty queue, see `Scheduler.room`."""
+        return (self.queue + 1) // 2
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)

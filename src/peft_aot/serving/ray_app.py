@@ -32,7 +32,7 @@ def app(args: Arguments) -> serve.Application:
     Raises:
         ValueError: An argument is no good.
     """
-    args.http.settings(args.tasks)  # said here rather than by each replica
+    args.http.settings(args.tasks, args.limits)  # said here rather than by each replica
     make = serve.deployment(
         name=DEPLOYMENT,
         # the engine's own limit is the one that is met: it knows tasks, and says when to try again

@@ -165,7 +165,8 @@ class Replica:
     def __serve_build_asgi_app__(self) -> Any:
         """Make the HTTP application; it closes the engine when Serve has drained this replica."""
         engine = ClusterEngine(self._engine, self.ask, asyncio.get_running_loop(), self._changes, self._follower.stop)
-        return make_app(engine, self._arguments.http.settings(self._arguments.tasks), self._find_tasks)
+        given = self._arguments
+        return make_app(engine, given.http.settings(given.tasks, given.limits), self._find_tasks)
 
     async def _find_tasks(self, names: Collection[str]) -> Mapping[str, Exception]:
         return {name: unavailable(error) for name, error in (await self.find_tasks(names)).items()}

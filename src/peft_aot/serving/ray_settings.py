@@ -30,11 +30,12 @@ class HttpArguments(BaseModel):
     admin_key_file: Annotated[Path | None, Field(description="File of the admin key; else PEFT_AOT_ADMIN_KEY.")] = None
     timeout: Annotated[float, Field(gt=0, description="Seconds that a call may take if it does not say.")] = 30.0
 
-    def settings(self, tasks: Path) -> Settings:
+    def settings(self, tasks: Path, limits: Limits) -> Settings:
         """Return the settings of the HTTP application.
 
         Args:
             tasks: Folder that adapters may be loaded from.
+            limits: Of the engine.
 
         Raises:
             ValueError: Everybody could load tasks, or a key is no good.
@@ -47,6 +48,7 @@ class HttpArguments(BaseModel):
             loading=self.loading,
             adapters=(tasks,),
             hub=self.hub,
+            max_texts=min(Settings.max_texts, limits.of_one_task),
             timeout=self.timeout,
             max_timeout=max(self.timeout, Settings.max_timeout),
         )

@@ -77,7 +77,7 @@ def test_options(started: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
     assert (started["placement"], started["memory_budget"]) == ("mmap", 1000)
     assert started["limits"] == Limits(batch_tokens=512, batch_examples=8, queue=99)
     assert started["precision"] == "bf16"
-    assert settings.max_texts == 49, "one task may have half of the queue"
+    assert settings.max_texts == Limits(queue=99).of_one_task == 50, "one task may have half of the queue"
 
 
 def test_it_does_not_start_where_others_could_load(started: dict[str, Any], capsys: Any) -> None:
