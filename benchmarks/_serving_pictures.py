@@ -45,7 +45,7 @@ def draw_serving(lines: list[Line], image: Path) -> str:
     if not lines:
         return ""
     sections = newest(lines)
-    models = list(dict.fromkeys(line["model"] for line in lines if line["section"] != "isolation"))
+    models = list(dict.fromkeys(line["model"] for line in lines if line["section"] in {"capacity", "latency", "peers"}))
     figure, axes = plt.subplots(
         max(1, len(models)), 2, figsize=(11, 4.5 * max(1, len(models))), layout="constrained", squeeze=False
     )
@@ -117,6 +117,7 @@ def _rows(line: Line) -> list[str]:
         "overload": _overload_rows,
         "peers": _peer_rows,
         "isolation": _isolation_rows,
+        "malformed": _malformed_rows,
     }[line["section"]](line)
     return [f"| {line['model']} | {what} | {told} |" for what, told in cells]
 
@@ -178,4 +179,15 @@ def _isolation_rows(line: Line) -> list[tuple[str, str]]:
     wrong = counts["of another task"] + counts["of another version"] + counts["other numbers"]
     return [
         (f"{counts['answered']:,} answers while {changes:,} tasks came, went or changed", f"{wrong} of another task")
+    ]
+
+
+def _malformed_rows(line: Line) -> list[tuple[str, str]]:
+    statuses = ", ".join(f"{count:,} x {status}" for status, count in line["statuses"].items())
+    return [
+        (
+            f"{line['sent']:,} malformed calls",
+            f"{statuses}; {line['server_errors']} x 5xx, {line['unanswered']} unanswered, the slowest after "
+            f"{line['slowest_ms']:.0f} ms; {'up' if line['alive'] else 'down'} afterwards",
+        )
     ]

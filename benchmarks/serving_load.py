@@ -2,8 +2,8 @@
 
 Sections, each in a file of `benchmarks/load`: `capacity` (the engine with 1, 8, 64 and 256 tasks beside the bare
 backbone), `latency` (Poisson arrivals over HTTP, by tsung), `overload` (twice what can be answered), `peers` (LoRA
-switched, mixed and merged), `isolation` (threads that ask while tasks come and go). Texts are real, tasks have random
-values, and outputs are compared before anything is timed.
+switched, mixed and merged), `isolation` (threads that ask while tasks come and go), `malformed` (wrong calls that
+schemathesis makes up). Texts are real, tasks have random values, and outputs are compared before anything is timed.
 
     python benchmarks/serving_load.py [--only capacity ...] [--model FOLDER ...] [--data-dir FOLDER] [--quick]
 
@@ -24,12 +24,12 @@ from pathlib import Path
 
 from _backbone import named_backbone
 from _record import RESULTS
-from load import capacity, isolation, latency, overload, peers
+from load import capacity, isolation, latency, malformed, overload, peers
 from load.demand import read_texts
 from load.server import NoServer
 from load.setting import Book, Setting, console, quiet
 
-SECTIONS = ("capacity", "latency", "overload", "peers", "isolation")
+SECTIONS = ("capacity", "latency", "overload", "peers", "isolation", "malformed")
 DATA = "PEFT_AOT_DATA"
 QUICK = {
     "counts": [1, 8],
@@ -44,6 +44,7 @@ QUICK = {
     "warmup_seconds": 4.0,
     "overload_seconds": 5.0,
     "isolation_requests": 1000,
+    "malformed_requests": 200,
 }
 
 
@@ -74,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--overload-seconds", type=float, default=600.0, help="overload: how long")
     parser.add_argument("--isolation-requests", type=int, default=100_000, help="isolation: answers to get")
     parser.add_argument("--threads", type=int, default=32, help="isolation: that ask")
+    parser.add_argument("--malformed-requests", type=int, default=10_000, help="malformed: calls to be refused")
     arguments = parser.parse_args()
     if arguments.quick:
         for name, value in QUICK.items():
@@ -116,6 +118,7 @@ def sections(setting: Setting, given: argparse.Namespace) -> dict[str, Callable[
         "overload": lambda: overload.measure(setting, command, given.overload_seconds, given.warmup_seconds),
         "peers": lambda: peers.measure(setting, given.peer_requests, given.peer_rounds, given.warmup),
         "isolation": lambda: isolation.measure(setting, given.isolation_requests, given.threads),
+        "malformed": lambda: malformed.measure(setting, command, given.malformed_requests),
     }
 
 
