@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import evaluate
 import numpy as np
 import pytest
@@ -131,6 +133,17 @@ def test_unknown_metrics_and_misaligned_rows_are_refused() -> None:
         compute_scores(("acuracy",), items, logits)
     with pytest.raises(ValueError, match=r"expected one row of logits per item \(2\), got 1; pass the same items"):
         compute_scores(("accuracy",), items, logits[:1])
+
+
+def test_metrics_of_groups_are_refused_for_items_without() -> None:
+    items, logits = answered([1, 0], [1, 0], 2)
+    for name in ("multirc", "record"):
+        with pytest.raises(ValueError, match=f"expected items with a group, as '{name}' scores them, got some without"):
+            compute_scores((name,), items, logits)
+        with pytest.raises(ValueError, match=f"expected a task of kind 'classification' for '{name}'"):
+            check_metrics((name,), "multiple_choice")
+    with pytest.raises(ValueError, match="expected items with right answers, as 'record' scores them, got some"):
+        compute_scores(("record",), [dataclasses.replace(item, group="1") for item in items], logits)
 
 
 def test_the_score_of_a_task_is_the_mean_of_its_numbers() -> None:

@@ -109,7 +109,7 @@ _METHODS = (
     Method(
         "lora",
         "LoRA",
-        "LoRA on the attention's query and value",
+        "LoRA on the modules that PEFT names for the architecture (BERT: query and value), else on all linear ones",
         1e-3,
         {"learning_rate": (1e-3, 3e-3, 6e-3, 1e-2), "rank": (8, 16)},
         _lora,

@@ -187,7 +187,8 @@ def compute_scores(
         Name of the number -> value.
 
     Raises:
-        ValueError: A metric is unknown or of the wrong kind of label, or the numbers of items and logits differ.
+        ValueError: A metric is unknown or of the wrong kind of label, the items lack what it needs (groups, answers),
+            or the numbers of items and logits differ.
     """
     if len(items) != len(logits):
         raise ValueError(f"expected one row of logits per item ({len(items)}), got {len(logits)}; pass the same items")
@@ -195,6 +196,7 @@ def compute_scores(
     labels = [item.label for item in items]
     regression = logits.ndim == 2 and logits.shape[1] == 1
     check_metrics(names, "regression" if regression else "classification")
+    _check_items(names, items)
     for name in names:
         predictions: list[Any]
         references: list[Any] = labels
@@ -217,6 +219,21 @@ def compute_scores(
 
 KINDS = {"pearson": "regression", "spearman": "regression"}
 """Metrics of numbers; all others score class ids, which classification and multiple choice both have."""
+GROUPED = ("multirc", "record")
+"""Metrics of items that are classified one by one, and belong together in groups: a question's answers."""
+
+
+def _check_items(names: Sequence[str], items: Sequence[Item]) -> None:
+    """Refuse items that a metric can say nothing of.
+
+    Raises:
+        ValueError: They have no groups, or of ReCoRD no right answers.
+    """
+    for name in GROUPED:
+        if name in names and not all(item.group for item in items):
+            raise ValueError(f"expected items with a group, as {name!r} scores them, got some without; choose another")
+    if "record" in names and not all(item.answers for item in items):
+        raise ValueError("expected items with right answers, as 'record' scores them, got some without; choose another")
 
 
 def check_metrics(names: Sequence[str], kind: Kind) -> None:
@@ -228,6 +245,11 @@ def check_metrics(names: Sequence[str], kind: Kind) -> None:
     for name in names:
         if name not in _BY_NAME:
             raise ValueError(f"unknown metric {name!r}; {did_you_mean(name, _BY_NAME)}")
+        if name in GROUPED and kind != "classification":
+            raise ValueError(
+                f"expected a task of kind 'classification' for {name!r}, which scores groups of items, got {kind!r}; "
+                f"choose another metric"
+            )
         if (KINDS.get(name) == "regression") != (kind == "regression"):
             fitting = [other for other in _BY_NAME if (KINDS.get(other) == "regression") == (kind == "regression")]
             labels = "numbers" if kind == "regression" else "classes"

@@ -1,4 +1,4 @@
-"""Bytes as people read them."""
+"""Bytes and numbers of things as people read them."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def format_bytes(number: float) -> str:
             return f"{number:.3g} {unit}"
         number /= 1000
     return f"{number:.3g} GB"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, such as `1 run` or `2 runs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

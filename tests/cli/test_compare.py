@@ -50,7 +50,7 @@ def comparing(folder: Path, output: str, *more: str) -> list[str]:
 def test_a_comparison_in_a_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(comparing(folder, "a")) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "1 tasks x 2 methods x 2 trials, the best with 1 seeds: 4 runs, 0 of them finished" in shown
+    assert "1 task x 2 methods x 2 trials, the best with 1 seed: 4 runs, 0 of them finished" in shown
     assert "expected: about" in shown and "of memory" in shown
     assert "colours aot learning_rate=0.01 rank=64 head_learning_rate=0.005:" in shown
     assert "colours head learning_rate=0.005 weight_decay=0:" in shown, "its own rates are the head's"

@@ -101,6 +101,7 @@ def test_a_comparison_from_beginning_to_end(options: CompareOptions) -> None:
         assert run.protocol["model"] == options.model and run.protocol["epochs"] == 2
         assert run.trained_parameters > 0 and run.stored_bytes > 0 and run.peak_memory_bytes is not None
         assert set(run.versions) == {"peft_aot", "peft", "transformers", "torch"}
+        assert run.config["peft_type"] == run.method.upper() and run.config["r"] == run.settings["rank"]
     costs = RecordFile(options.output / "costs.jsonl", CostRecord).records
     assert [(cost.method, cost.variant) for cost in costs] == [("aot", "factors"), ("aot", "table"), ("lora", "")]
     assert all(cost.ratio > 0 and len(cost.samples) == 2 for cost in costs)
@@ -118,6 +119,9 @@ def test_the_same_run_gives_the_same_score_and_another_seed_another_model(option
     again = dataclasses.replace(first, output=options.output / "again")
     compare(again)
     assert [run.history[-1]["loss"] for run in lines(first)] == [run.history[-1]["loss"] for run in lines(again)]
+    compare(dataclasses.replace(first, seeds=2))
+    losses = {run.seed: run.history[-1]["loss"] for run in lines(first) if run.method == "aot"}
+    assert losses[0] != losses[1]
 
 
 def test_a_killed_comparison_goes_on_and_repeats_nothing(options: CompareOptions) -> None:

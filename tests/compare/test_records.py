@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,13 @@ def test_a_run_is_known_by_what_decides_it() -> None:
     assert dataclasses.replace(one, settings=dict(reversed(one.settings.items()))).key == one.key
     for change in ({"task": "b"}, {"method": "lora"}, {"seed": 1}, {"settings": {"rank": 3}}):
         assert dataclasses.replace(one, **change).key != one.key
+
+
+def test_lines_without_a_configuration_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    RecordFile(path, RunRecord).append(dataclasses.replace(record("a", 0.5), config={"r": 8}))
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert RecordFile(path, RunRecord).records[0].config == values.pop("config") == {"r": 8}
+    path.write_text(json.dumps(values) + "\n", encoding="utf-8")
+    file = RecordFile(path, RunRecord)
+    assert file.notes == [] and file.records[0].config == {}

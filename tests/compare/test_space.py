@@ -125,6 +125,11 @@ def test_one_rate_for_the_head_under_every_method() -> None:
         ),
         ("lora", {"lora_alpha": (8, 8.0)}, r"expected different values for 'lora_alpha' .* got 8\.0 twice"),
         ("lora", {"rank": (0, 8)}, r"expected at least 8 valid points .* got 4 \(not valid: expected a rank"),
+        (
+            "lora",
+            {"rank": (0, 8, 16)},
+            r"expected values of 'rank' that 'lora' can be trained with, got 0 \(expected a",
+        ),
     ],
 )
 def test_bad_spaces_are_refused(method: str, changes: dict[str, tuple[object, ...]], message: str) -> None:

@@ -183,6 +183,15 @@ def test_runs_that_were_not_made_alike_are_noted() -> None:
     assert "bf16" not in " ".join(summary(search("rte", "aot", 0.5, 0.7)).notes)
 
 
+def test_one_machine_with_other_threads_is_one_machine() -> None:
+    runs = [
+        *search("rte", "aot", 0.5, 0.7, machine="CPU, 2 cores, 1 threads"),
+        *search("rte", "lora", 0.5, 0.7, machine="CPU, 2 cores, 2 threads"),
+    ]
+    notes = " ".join(summary(runs).notes)
+    assert "not all was measured with as many threads" in notes and "one machine" not in notes
+
+
 def test_costs_are_of_the_best_settings_and_the_fused_table() -> None:
     runs = [
         *search("rte", "aot", 0.5, 0.7, stored_bytes=100, trained_parameters=5, peak_memory_bytes=7, train_seconds=2.0),

@@ -142,7 +142,9 @@ class ConstantRows(nn.Module):
 class KroneckerRows(nn.Module):
     """Rows by the Kronecker reparametrization, `P = s (W_L (x) W_M) W_R` with s = alpha / R (equation 2).
 
-    W_L and W_M start random with variance 1/R, W_R at zero, so that P = 0 at the start. Dropout acts on the row.
+    W_L and W_M start normal with mean and standard deviation 1 / sqrt(2 R), so that the R * R products of a token have
+    unit length on average, and a quarter of that is the same for all tokens, without which nothing could be learned for
+    all of them at once; W_R starts at zero, so that P = 0 at the start. Dropout acts on the row.
 
     Args:
         config: The adapter's configuration; its `vocab_size` is set.
@@ -157,8 +159,9 @@ class KroneckerRows(nn.Module):
         self.w_l = nn.Parameter(torch.empty(a, config.r))
         self.w_m = nn.Parameter(torch.empty(b, config.r))
         self.w_r = nn.Parameter(torch.zeros(config.r**2, width))
-        nn.init.normal_(self.w_l, std=config.r**-0.5)
-        nn.init.normal_(self.w_m, std=config.r**-0.5)
+        spread = (2 * config.r) ** -0.5
+        nn.init.normal_(self.w_l, mean=spread, std=spread)
+        nn.init.normal_(self.w_m, mean=spread, std=spread)
         if not config.init_weights:
             nn.init.normal_(self.w_r, std=1 / self.scale)
 

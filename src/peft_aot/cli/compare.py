@@ -28,7 +28,7 @@ from peft_aot.compare.report.terminal import TerminalTable
 from peft_aot.compare.space import head_rate_axes, parse_spaces
 from peft_aot.compare.termination import sigterm_as_interrupt
 from peft_aot.progress import Progress as Report
-from peft_aot.sizes import format_bytes
+from peft_aot.sizes import counted, format_bytes
 from peft_aot.task import LocalFiles
 
 INTERRUPTED = 130
@@ -190,8 +190,9 @@ class _View(View):
             self._remember(record)
         trials = len(next(iter(plan.points.values())))
         self._print(
-            f"{len(plan.tasks)} tasks x {len(plan.points)} methods x {trials} trials, the best with {plan.seeds} "
-            f"seeds: {plan.total} runs, {plan.total - estimate.runs} of them finished"
+            f"{counted(len(plan.tasks), 'task')} x {counted(len(plan.points), 'method')} x {counted(trials, 'trial')}, "
+            f"the best with {counted(plan.seeds, 'seed')}: {counted(plan.total, 'run')}, "
+            f"{plan.total - estimate.runs} of them finished"
         )
         self._print(
             f"expected: about {duration(estimate.seconds)} for the rest, one after the other on this machine, in up to "

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from peft.utils import CONFIG_NAME
 
 from peft_aot.loading import pick_device
 from peft_aot.loop import StopRequest
@@ -68,10 +70,11 @@ def execute(
     device = pick_device()
     started = time.monotonic()
     result: TrainResult | None = None
-    reason = ""
+    reason, config = "", {}
     with tempfile.TemporaryDirectory(prefix="peft-aot-run-") as folder, PeakMemory(device) as memory:
         try:
             result = train(options.train_options(run, Path(folder) / "run"), remember, stop)
+            config = _config(result.output)
         except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
             # a broken device or a full disk is no fault of the run; a lack of memory is one
             if isinstance(error, torch.AcceleratorError) or shutil.disk_usage(folder).free < FULL_DISK:
@@ -100,7 +103,15 @@ def execute(
         versions=versions(),
         machine=describe_processor(device),
         finished=now(),
+        config=config,
     )
+
+
+def _config(output: Path) -> dict[str, Any]:
+    """Return the PEFT configuration of a saved adapter, or nothing for a whole model."""
+    file = output / CONFIG_NAME
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {name: value for name, value in saved.items() if value is not None}
 
 
 def _finite(value: float | None) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -67,6 +67,8 @@ class RunRecord:
         versions: Package -> version.
         machine: Processor or accelerator, threads.
         finished: UTC time, ISO 8601.
+        config: The adapter's whole PEFT configuration, what it leaves at None left out; empty for methods without one,
+            failed runs, and lines of earlier versions.
     """
 
     task: str
@@ -90,6 +92,7 @@ class RunRecord:
     versions: dict[str, str]
     machine: str
     finished: str
+    config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> Run:
@@ -155,6 +158,7 @@ class RecordFile(Generic[Record]):
         self.records: list[Record] = []
         self.notes: list[str] = []
         known = {entry.name for entry in fields(kind)}
+        needed = {entry.name for entry in fields(kind) if entry.default_factory is MISSING}
         content = path.read_bytes() if path.exists() else b""
         self._torn = bool(content) and not content.endswith(b"\n")
         for number, line in enumerate(content.split(b"\n"), start=1):
@@ -162,8 +166,8 @@ class RecordFile(Generic[Record]):
                 continue
             try:
                 values = json.loads(line.decode("utf-8"))
-                if set(values) != known:
-                    raise ValueError(f"fields {sorted(known ^ set(values))}")
+                if not needed <= set(values) <= known:
+                    raise ValueError(f"fields {sorted(needed - set(values) | set(values) - known)}")
                 self.records.append(kind(**values))
             except (ValueError, TypeError) as error:
                 self.notes.append(

@@ -117,17 +117,14 @@ def search_points(
         `trials` points, fewer only where the whole space is smaller and that was not asked to be more.
 
     Raises:
-        ValueError: A setting is unknown or without effect under the method, no point is valid, or fewer points are
-            valid than wanted.
+        ValueError: A setting is unknown or without effect under the method, no point is valid, fewer points are valid
+            than wanted, or none with one of the values that were asked for.
     """
     _check_axes(method, changes, model_type)
-    wrong: list[str] = []
-    valid = []
     every = points({**method.space, **changes})
-    for point in every:
-        reason = _why_invalid(method, point, model_type, room)
-        wrong += [reason] if reason else []
-        valid += [] if reason else [point]
+    reasons = [_why_invalid(method, point, model_type, room) for point in every]
+    wrong = [reason for reason in reasons if reason]
+    valid = [point for point, reason in zip(every, reasons, strict=True) if not reason]
     if not valid:
         raise ValueError(
             f"expected a search space of {method.name!r} with a valid point, got {len(every)} without one "
@@ -139,6 +136,14 @@ def search_points(
             f"as many trials, got {len(valid)}{f' (not valid: {wrong[0]})' if wrong else ''}; widen the space or lower "
             "the number of trials"
         )
+    for name, values in changes.items():
+        for value in values:
+            if all(point[name] != value for point in valid):
+                reason = next(why for point, why in zip(every, reasons, strict=True) if point[name] == value)
+                raise ValueError(
+                    f"expected values of {name!r} that {method.name!r} can be trained with, got {value!r} ({reason}); "
+                    "leave it out"
+                )
     return valid[:trials]
 
 

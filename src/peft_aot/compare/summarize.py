@@ -93,8 +93,11 @@ def _machines(runs: Sequence[RunRecord], costs: Sequence[CostRecord]) -> tuple[s
 def _mixture(runs: Sequence[RunRecord], costs: Sequence[CostRecord]) -> list[str]:
     """Say where the runs were not all made alike, so that a reader does not compare what does not compare."""
     notes = []
-    if len(_machines(runs, costs)) > 1:
+    machines = _machines(runs, costs)
+    if len({name.rpartition(", ")[0] or name for name in machines}) > 1:
         notes.append("not all was measured on one machine: times and memory compare only in part")
+    elif len(machines) > 1:
+        notes.append("not all was measured with as many threads: times compare only in part")
     if len({record.precision for record in runs if record.precision}) > 1:
         notes.append("some runs were computed in fp32 and some in bf16")
     if len({tuple(sorted(record.versions.items())) for record in runs}) > 1:

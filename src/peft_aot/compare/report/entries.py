@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peft_aot.compare.summary import Cell, MethodRow
-from peft_aot.sizes import format_bytes
+from peft_aot.sizes import counted, format_bytes
 
 NOTHING = "-"
 
@@ -62,19 +62,19 @@ def settings_text(settings: Mapping[str, Any] | None) -> str:
 
 def score_entry(cell: Cell) -> Entry:
     """Show a method's score on a task, or why there is none."""
-    failed = f"{cell.failed} failed {'run' if cell.failed == 1 else 'runs'}" if cell.failed else ""
+    failed = counted(cell.failed, "failed run") if cell.failed else ""
+    tried = counted(len(cell.trials), "search run")
     if cell.median is None:
-        said = [cell.reason, f"{len(cell.trials)} search runs so far" if cell.status == "running" else "", failed]
+        said = [cell.reason, f"{tried} so far" if cell.status == "running" else "", failed]
         return Entry(NOTHING if cell.status == "done" else cell.status, detail="; ".join(filter(None, said)))
-    seeds = len(cell.seed_scores)
     said = [
-        f"{len(cell.trials)} search runs, {seeds} {'seed' if seeds == 1 else 'seeds'}",
+        f"{tried}, {counted(len(cell.seed_scores), 'seed')}",
         settings_text(cell.best_settings),
         failed,
     ]
     return Entry(
         percent(cell.median),
-        _range(cell.low, cell.high, percent) if seeds > 1 else "",
+        _range(cell.low, cell.high, percent) if len(cell.seed_scores) > 1 else "",
         "" if cell.status == "done" else cell.status,
         cell.median,
         detail="; ".join(filter(None, said)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from peft_aot.compare.summary import MethodRow, Summary
+from peft_aot.sizes import counted
 
 from .entries import Entry, bytes_entry, count_entry, macro_entry, mark_best, ratio_entry, score_entry, seconds_entry
 
@@ -207,8 +208,8 @@ def _legend(summary: Summary) -> tuple[str, ...]:
     found = {row.mixes for row in summary.methods}
     mixes = [words for word, words in MIXES.items() if word in found]
     return (
-        f"A task's score is 100 x the mean of its metrics ({metrics}), with the best settings of {summary.trials} "
-        f"search runs: {seeds}.",
+        f"A task's score is 100 x the mean of its metrics ({metrics}), with the best settings of "
+        f"{counted(summary.trials, 'search run')}: {seeds}.",
         f"Bold: the best finished score among the parameter-efficient methods{outside}.",
         f"macro: {_macro_sentence(summary)}.",
         *(f"{column.heading}: {column.detail}." for column, _ in COSTS[:-1]),
