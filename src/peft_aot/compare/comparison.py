@@ -25,11 +25,12 @@ from peft_aot.progress import Progress
 from peft_aot.task import Kind
 
 from .cost import measure_cost
+from .earlier import check_earlier
 from .estimate import Estimate, Estimator, measure_speeds
 from .executor import Executor
 from .facts import TaskFacts, gather
 from .local import run_here
-from .options import CompareOptions, task_name
+from .options import CompareOptions
 from .plan import Plan, best_run
 from .records import CostRecord, RecordFile, Run, RunRecord
 from .report.write import write_report
@@ -127,7 +128,9 @@ def compare(
             f"expected the runs of a comparison in {options.output}, got no {RUNS}; pass the output of one that has run"
         )
     with nullcontext() if estimate_only else _locked(options.output):
-        runs, costs = _open(options, facts)
+        runs = RecordFile(options.output / RUNS, RunRecord)
+        costs = RecordFile(options.output / COSTS, CostRecord)
+        check_earlier(options, facts, runs.records, costs.records)
         for text in (*runs.notes, *costs.notes):
             view.note(text)
 
@@ -228,37 +231,6 @@ def _locked(output: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _open(options: CompareOptions, facts: Sequence[TaskFacts]) -> tuple[RecordFile[RunRecord], RecordFile[CostRecord]]:
-    runs = RecordFile(options.output / RUNS, RunRecord)
-    costs = RecordFile(options.output / COSTS, CostRecord)
-    tasks = {task_name(task) for task in options.tasks}
-    shared = options.protocol()
-    expected = [(r.protocol, options.protocol_of(r.task) if r.task in tasks else shared) for r in runs.records]
-    for protocol, ours in [*expected, *((record.protocol, shared) for record in costs.records)]:
-        names = ours.keys() if ours is shared else (protocol.keys() | ours.keys()) - {"rows"}
-        wrong = {name: (protocol.get(name), ours.get(name)) for name in names if protocol.get(name) != ours.get(name)}
-        for name, (found, wanted) in wrong.items():
-            raise ValueError(
-                f"expected {name}={found!r} as in the runs in {options.output}, got {wanted!r}; pass the same options, "
-                "or another output: scores of different protocols do not compare"
-            )
-    examples = {task.name: len(task.train) for task in facts}
-    rows = {task.name: task.rows for task in facts}
-    for record in runs.records:
-        recorded = record.protocol.get("rows")
-        if recorded is not None and recorded != rows.get(record.task, recorded):
-            raise ValueError(
-                f"expected the rows of {record.task} as in the runs in {options.output}, got others; read the same "
-                "data, or pass another output: scores on different data do not compare"
-            )
-        if record.status == "done" and record.train_examples != examples.get(record.task, record.train_examples):
-            raise ValueError(
-                f"expected {record.train_examples} training examples of {record.task} as in the runs in "
-                f"{options.output}, got {examples[record.task]}; read the same data, or pass another output"
-            )
-    return runs, costs
 
 
 def _measure_costs(
