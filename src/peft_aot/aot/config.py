@@ -13,7 +13,7 @@ from peft_aot.ops import ACTIVATIONS
 from peft_aot.suggestions import did_you_mean
 from peft_aot.tables.format import ROW_DTYPES
 
-DEFAULT_ALPHA = {"fc": 8.0, "kron": 4.0, "constant": 1.0}
+DEFAULT_ALPHA = 8.0
 """What won in the ablations (docs/ablations.md)."""
 
 CANNOT_FUSE_HIDDEN = (
@@ -52,7 +52,7 @@ class AoTConfig(PeftConfig):
         default=None,
         metadata={
             "help": "Rows, but for b2, are scaled by alpha / r, so that one learning rate suits every rank; by "
-            "default 8 for 'fc', 4 for 'kron'."
+            "default 8."
         },
     )
     kron_shape: tuple[int, int] | None = field(
@@ -145,7 +145,7 @@ class AoTConfig(PeftConfig):
     @property
     def scale(self) -> float:
         """The factor alpha / r of the rows."""
-        return (DEFAULT_ALPHA[self.reparam] if self.alpha is None else self.alpha) / self.r
+        return (DEFAULT_ALPHA if self.alpha is None else self.alpha) / self.r
 
     @property
     def backbone_sizes(self) -> dict[str, int | None]:

@@ -132,7 +132,7 @@ class AoTModel(TaskTuner):
         config.check_backbone(sizes, type(self.model).__name__)
         chosen = choose_blocks(config, blocks)
         config.check_alpha()
-        config.alpha = config.alpha or DEFAULT_ALPHA[config.reparam]
+        config.alpha = config.alpha or DEFAULT_ALPHA
         for name, value in sizes.items():
             setattr(config, name, value)
         config.check_kron_shape()
