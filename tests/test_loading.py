@@ -63,6 +63,18 @@ def test_an_unknown_model_is_refused_with_what_to_pass_instead(model: str) -> No
         load_backbone(model, "classification", ("x", "y"))
 
 
+def test_a_model_that_is_not_there_is_named_with_what_may_have_been_meant(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    beside = folder.with_name(f"{folder.name}x")
+    with pytest.raises(FileNotFoundError, match=rf"got: no such folder; did you mean '{folder}'\? Or pass the local"):
+        load_backbone(str(beside), "classification", ("x", "y"))
+    (tmp_path / "models--someone--small-bert").mkdir()
+    monkeypatch.setattr("peft_aot.loading.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'someone/small-bert'\? Or pass the local path"):
+        load_backbone("someone/small-bret", "classification", ("x", "y"))
+
+
 def test_a_folder_with_a_tokenizer_but_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
     message = (

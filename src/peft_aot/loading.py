@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from peft import PeftModel
 from transformers import (
     AutoConfig,
@@ -76,16 +79,23 @@ def pick_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device
     return "bf16" if device.type == "cpu" and (features.get("avx512_bf16") or features.get("amx_bf16")) else "fp32"
 
 
-def _reason(error: Exception) -> str:
+def _reason(model: str, error: Exception) -> str:
+    try:
+        validate_repo_id(model)
+    except HFValidationError:  # what the hub says of a path that is none of its ids helps nobody
+        if not Path(model).exists():
+            return "no such folder"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def _nearby(model: str) -> str:
-    """Ask whether a model folder beside the missing one was meant; nothing if none has a similar name."""
+    """Ask whether a model folder beside the missing one was meant, or one in the hub's cache; nothing if none is."""
     path = Path(model)
-    names = [p.name for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
-    question = did_you_mean(path.name, names) if names and not path.exists() else ""
+    beside = [p for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
+    names = [model.removesuffix(path.name) + p.name for p in beside]
+    names += [p.name.removeprefix("models--").replace("--", "/") for p in Path(HF_HUB_CACHE).glob("models--*")]
+    question = did_you_mean(model, names) if names and not path.exists() else ""
     return f"{question} Or " if question.startswith("did you mean") else ""
 
 
@@ -113,7 +123,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"expected a tokenizer in {model!r}, got: {_reason(error)}; "
+            f"expected a tokenizer in {model!r}, got: {_reason(model, error)}; "
             f"{_nearby(model)}pass the local path of a folder that holds the model and its tokenizer"
         ) from error
     if tokenizer.pad_token is None:
@@ -152,7 +162,7 @@ def load_backbone(model: str, kind: Kind, labels: tuple[str, ...]) -> Backbone:
         )
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"expected a hub id that can be reached or a local model folder, got {model!r} ({_reason(error)}); "
+            f"expected a hub id that can be reached or a local model folder, got {model!r} ({_reason(model, error)}); "
             f"{_nearby(model)}pass the local path of a folder with config.json and model.safetensors"
         ) from error
     if loaded.config.pad_token_id is None:
