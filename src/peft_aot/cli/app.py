@@ -26,6 +26,8 @@ VERBS = {
     "info": "Say what an adapter or a table holds.",
 }
 BAD_INPUT = 2
+PLAIN = None
+"""How help is written: boxes of rich cut the names of options short in a terminal of 80 columns."""
 
 
 class LazyVerb(TyperCommand):
@@ -34,7 +36,7 @@ class LazyVerb(TyperCommand):
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Import the verb and let it take over."""
         module = importlib.import_module(f"peft_aot.cli.{self.name}")
-        single = typer.Typer(add_completion=False)
+        single = typer.Typer(add_completion=False, rich_markup_mode=PLAIN)
         single.command(self.name)(getattr(module, str(self.name)))
         return typer.main.get_command(single).make_context(info_name, args, parent, **extra)
 
@@ -48,10 +50,11 @@ class Verbs(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> LazyVerb | None:
         """Find a verb by name."""
-        return LazyVerb(cmd_name, help=VERBS[cmd_name]) if cmd_name in VERBS else None
+        about = VERBS.get(cmd_name)
+        return None if about is None else LazyVerb(cmd_name, short_help=about, rich_markup_mode=PLAIN)
 
 
-app = typer.Typer(cls=Verbs, no_args_is_help=True, add_completion=False)
+app = typer.Typer(cls=Verbs, no_args_is_help=True, add_completion=False, rich_markup_mode=PLAIN)
 
 
 @app.callback()

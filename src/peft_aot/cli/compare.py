@@ -40,7 +40,11 @@ def compare(
     output: Annotated[Path, typer.Option(help="Directory for runs and report; a comparison found there goes on.")],
     tasks: Annotated[str, typer.Option(help="Known tasks, separated by commas: rte,cola,trec.")] = "",
     methods: Annotated[
-        str, typer.Option(help=f"Methods, separated by commas. More: {', '.join(CONTROLS)}.")
+        str,
+        typer.Option(
+            help=f"Methods, separated by commas. All: {', '.join((*DEFAULT_METHODS, *CONTROLS))}.",
+            show_default=f"all but {', '.join(CONTROLS)}",
+        ),
     ] = ",".join(DEFAULT_METHODS),
     data_dir: Annotated[Path | None, typer.Option(help="Folder in hub layout to read instead of the hub.")] = None,
     train_file: Annotated[Path | None, typer.Option(help="CSV, TSV, JSONL or parquet file of an own task.")] = None,
