@@ -9,11 +9,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import requests
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from load.apart import Apart
 from load.demand import demand, weights
+from load.malformed import Sent
 from load.tsung import percentile, read_load
 
 DUMP = """#date;pid;id;http method;host;URL;HTTP status;size;duration;transaction;match;error;tag
@@ -85,3 +88,40 @@ def test_an_object_in_another_process_is_called_and_its_errors_come_back() -> No
         Apart(int, "x")
     with Apart(import_module, "os") as apart, pytest.raises(RuntimeError, match=r"got the end of the process \(7\)"):
         apart.call("_exit", 7)
+
+
+class Call:
+    """Of schemathesis: a call whose answer is known."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def call(self, **given: object) -> requests.Response:
+        if self.number == 0:
+            raise requests.Timeout
+        if self.number == 1:
+            raise requests.ConnectionError
+        answer = requests.Response()
+        answer.status_code = self.number
+        return answer
+
+
+class Operation:
+    """Of schemathesis: an endpoint."""
+
+    path = "/v1/classify"
+
+    def as_strategy(self, generation_mode: object) -> st.SearchStrategy[Call]:
+        return st.sampled_from([0, 1, 200, 422, 503]).map(Call)
+
+
+def test_every_answer_to_a_malformed_call_is_counted() -> None:
+    pytest.importorskip("schemathesis")
+    sent = Sent()
+    sent.make_up(Operation(), seed=1, number=200)
+    found = sent.figures()
+    assert set(found["statuses"]) == {"200", "422", "503", "hangs", "connection lost"}
+    assert found["statuses_by_endpoint"] == {"/v1/classify": found["statuses"]}
+    assert sent.refused == found["statuses"]["422"] and found["server_errors"] == found["statuses"]["503"]
+    assert found["unanswered"] == found["statuses"]["hangs"] + found["statuses"]["connection lost"]
+    assert found["sent"] == sum(found["statuses"].values())

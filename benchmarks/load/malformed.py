@@ -47,7 +47,7 @@ def measure(setting: Setting, command: Sequence[str], number: int) -> None:
         schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{server.port}/openapi.json")
         operations = [found.ok() for found in schema.get_all_operations()]
         operations = [operation for operation in operations if operation.method.upper() == "POST"]
-        sent = _Sent()
+        sent = Sent()
         with Progress(console=console) as bar:
             ticks = bar.add_task("malformed", total=number)
             rounds = range(MOST_ROUNDS * (number // (ROUND * len(operations)) + 1))
@@ -62,7 +62,7 @@ def measure(setting: Setting, command: Sequence[str], number: int) -> None:
     setting.book.add("malformed", **setting.facts(), wanted=number, **figures)
 
 
-class _Sent:
+class Sent:
     """Calls that were made, and what came back."""
 
     def __init__(self) -> None:
