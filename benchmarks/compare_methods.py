@@ -69,7 +69,7 @@ class Question:
 
 
 QUESTIONS = (
-    Question("compare_methods", ("trec", "banking77", "sst2", "stsb"), METHODS, pictures=True),
+    Question("compare_methods", ("trec", "banking77", "sst2", "stsb", "wic"), METHODS, pictures=True),
     Question("compare_controls", ("trec",), ("bitfit", "aot", *CONTROLS)),
     Question("compare_pairs", ("stsb",), ON_PAIRS, seeds=1),
     Question("compare_shared_rate", ("sst2", "trec", "banking77"), METHODS, seeds=1, head_rate=None),
