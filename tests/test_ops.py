@@ -84,7 +84,7 @@ def test_unit_rows(rows: int, width: int, scale: float, seed: int) -> None:
     values = random(rows, width, seed=seed) * scale
     found = unit_rows(values)
     for i in range(rows):
-        length = sum(float(x) ** 2 for x in values[i]) ** 0.5
+        length = (sum(float(x) ** 2 for x in values[i]) + 1e-12) ** 0.5
         torch.testing.assert_close(found[i], values[i] / length, atol=1e-4, rtol=1e-4)
     assert not unit_rows(torch.zeros(2, 3)).any()
     zero = torch.zeros(1, 3, requires_grad=True)

@@ -93,10 +93,12 @@ def _nearby(model: str) -> str:
     """Ask whether a model folder beside the missing one was meant, or one in the hub's cache; nothing if none is."""
     path = Path(model)
     beside = [p for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
-    names = [model.removesuffix(path.name) + p.name for p in beside]
-    names += [p.name.removeprefix("models--").replace("--", "/") for p in Path(HF_HUB_CACHE).glob("models--*")]
-    question = did_you_mean(model, names) if names and not path.exists() else ""
-    return f"{question} Or " if question.startswith("did you mean") else ""
+    cached = [p.name.removeprefix("models--").replace("--", "/") for p in Path(HF_HUB_CACHE).glob("models--*")]
+    for name, known in ((path.name, [p.name for p in beside]), (model, cached)):
+        question = did_you_mean(name, known) if known and not path.exists() else ""
+        if question.startswith("did you mean"):
+            return f"{question} Or "
+    return ""
 
 
 def _missing_modules(model: torch.nn.Module, missing: set[str]) -> tuple[str, ...]:

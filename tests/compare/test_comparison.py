@@ -295,7 +295,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_a_backbone_that_is_not_there_is_refused_with_the_closest_name(options: CompareOptions, backbone: Path) -> None:
     wrong = str(backbone.with_name(backbone.name + "x"))
-    with pytest.raises(FileNotFoundError, match=f"no such folder; did you mean '{backbone}'"):
+    with pytest.raises(FileNotFoundError, match=f"no such folder; did you mean '{backbone.name}'"):
         compare(dataclasses.replace(options, model=wrong))
     assert not options.output.exists()
 
