@@ -34,7 +34,7 @@ from peft_aot.compare.report.terminal import TerminalTable
 from peft_aot.compare.space import head_rate_axes
 
 METHODS = ("full", "head", "bitfit", "lora", "prefix", "pafi", "hiwi", "aot", "aot-kron")
-ON_PAIRS = ("bitfit", "lora", "aot", "aot-kron", "aot-hidden", "aot-random")
+ON_PAIRS = ("bitfit", "lora", "aot", "aot-kron", *CONTROLS)
 HEAD_RATE = 5e-2
 
 
