@@ -111,7 +111,13 @@ def _config(output: Path) -> dict[str, Any]:
     """Return the PEFT configuration of a saved adapter, or nothing for a whole model."""
     file = output / CONFIG_NAME
     saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {name: value for name, value in saved.items() if value is not None}
+    return {name: _ordered(value) for name, value in saved.items() if value is not None}
+
+
+def _ordered(value: Any) -> Any:
+    # PEFT writes sets of names as lists, in an order that differs from process to process
+    names = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    return sorted(value) if names else value
 
 
 def _finite(value: float | None) -> float | None:
