@@ -73,6 +73,9 @@ def test_a_model_that_is_not_there_is_named_with_what_may_have_been_meant(
     monkeypatch.setattr("peft_aot.loading.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"did you mean 'someone/small-bert'\? Or pass the local path"):
         load_backbone("someone/small-bret", "classification", ("x", "y"))
+    with pytest.raises(FileNotFoundError) as found:
+        load_backbone("someone/small-bert", "classification", ("x", "y"))  # cached in part
+    assert "did you mean" not in str(found.value)
 
 
 def test_a_folder_with_a_tokenizer_but_no_model_is_refused(folder: Path, tmp_path: Path) -> None:

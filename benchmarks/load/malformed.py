@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import requests
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
 from rich.progress import Progress
 
 from load.latency import check_server, serve
@@ -23,7 +26,7 @@ ROUND = 100
 HANGS = 10.0
 """Seconds after which a call counts as one that hangs."""
 MOST_ROUNDS = 3
-"""Rounds per endpoint and round needed: those in which nothing new could be made up are short."""
+"""Times as many rounds as would do if each were whole: one in which nothing new can be made up is short."""
 
 
 def measure(setting: Setting, command: Sequence[str], number: int) -> None:
@@ -37,7 +40,7 @@ def measure(setting: Setting, command: Sequence[str], number: int) -> None:
     try:
         import schemathesis
     except ImportError:
-        console.print("malformed is skipped: expected schemathesis, which needs Python 3.11; install the extra dev")
+        console.print("malformed is skipped: expected schemathesis, got none; install the extra dev on Python 3.11")
         return
     if setting.book.has("malformed", model=setting.name, wanted=number):
         return
@@ -53,7 +56,8 @@ def measure(setting: Setting, command: Sequence[str], number: int) -> None:
             rounds = range(MOST_ROUNDS * (number // (ROUND * len(operations)) + 1))
             for seed, operation in ((seed, operation) for seed in rounds for operation in operations):
                 if sent.refused < number and server.alive:
-                    sent.make_up(operation, seed, min(ROUND, number - sent.refused))
+                    wrong = operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
+                    sent.make_up(operation.path, wrong, seed, min(ROUND, number - sent.refused))
                     bar.update(ticks, completed=min(number, sent.refused))
         figures = {**sent.figures(), "alive": server.alive}
         if server.alive:
@@ -75,13 +79,9 @@ class Sent:
         """Calls that were answered with 4xx."""
         return sum(n for found in self._statuses.values() for status, n in found.items() if status.startswith("4"))
 
-    def make_up(self, operation: Any, seed: int, number: int) -> None:
-        """Send as many calls as `number`, or as there are, that break an endpoint's description."""
-        import schemathesis
-        from hypothesis import HealthCheck, Phase, given, settings
-        from hypothesis import seed as seeded
-
-        statuses = self._statuses.setdefault(operation.path, Counter())
+    def make_up(self, path: str, cases: st.SearchStrategy[Any], seed: int, number: int) -> None:
+        """Send calls of an endpoint, as many as `number`, or as there are."""
+        statuses = self._statuses.setdefault(path, Counter())
 
         @seeded(seed)
         @settings(
@@ -91,7 +91,7 @@ class Sent:
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
+        @given(case=cases)
         def send(case: Any) -> None:
             began = time.monotonic()
             try:

@@ -95,7 +95,8 @@ def _nearby(model: str) -> str:
     beside = [p for p in path.parent.iterdir() if (p / "config.json").is_file()] if path.parent.is_dir() else []
     cached = [p.name.removeprefix("models--").replace("--", "/") for p in Path(HF_HUB_CACHE).glob("models--*")]
     for name, known in ((path.name, [p.name for p in beside]), (model, cached)):
-        question = did_you_mean(name, known) if known and not path.exists() else ""
+        others = [other for other in known if other != name]
+        question = did_you_mean(name, others) if others and not path.exists() else ""
         if question.startswith("did you mean"):
             return f"{question} Or "
     return ""

@@ -44,6 +44,26 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert "Usage" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_names_options_whole_in_a_narrow_terminal(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    assert run([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "\u2026" not in shown and max(len(line) for line in shown.splitlines()) <= 80
+    if verb == "compare":
+        assert "--validation-file <path>" in shown and "aot.learning_rate=1e-3,3e-3; repeatable" in shown
+
+
+def test_the_list_of_verbs_is_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(about in shown for about in VERBS.values())
+
+
 def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["trian"]) == 2
     assert "No such command" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def execute(
     with tempfile.TemporaryDirectory(prefix="peft-aot-run-") as folder, PeakMemory(device) as memory:
         try:
             result = train(options.train_options(run, Path(folder) / "run"), remember, stop)
-            config = _config(result.output)
+            config = adapter_config(result.output)
         except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
             # a broken device or a full disk is no fault of the run; a lack of memory is one
             if isinstance(error, torch.AcceleratorError) or shutil.disk_usage(folder).free < FULL_DISK:
@@ -107,8 +107,8 @@ def execute(
     )
 
 
-def _config(output: Path) -> dict[str, Any]:
-    """Return the PEFT configuration of a saved adapter, or nothing for a whole model."""
+def adapter_config(output: Path) -> dict[str, Any]:
+    """Return the PEFT configuration of a saved adapter, what it leaves at None left out; empty for a whole model."""
     file = output / CONFIG_NAME
     saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {name: _ordered(value) for name, value in saved.items() if value is not None}
