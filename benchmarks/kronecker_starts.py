@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from rich.console import Console
+
 from peft_aot.compare.records import RecordFile, RunRecord
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +43,7 @@ def main() -> None:
         lines.append(f"| {start} | {' | '.join(f'{score:.1f}' for score in [*scores, mean(scores)])} |")
     table = "\n".join(lines) + "\n"
     (RESULTS / "kronecker_starts.md").write_text(table, encoding="utf-8")
-    print(table)
+    Console().print(table, markup=False)
 
 
 if __name__ == "__main__":
