@@ -79,7 +79,7 @@ def _throughput(ax: Axes, peers: list[Line], capacity: list[Line]) -> None:
         ax.axhline(bare, color=INK, linewidth=1, label="bare backbone, long rounds")
     ax.set_ylabel("requests per second")
     _tasks(ax, ticks)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.05 * max(1.0, ax.dataLim.y1))
 
 
 def _latency(ax: Axes, lines: list[Line]) -> None:

@@ -1,6 +1,6 @@
 """How did AoT-Kronecker score as it started before, and how does it now? Reads what three searches left; runs nothing.
 
-`results/compare_kronecker` holds the searches of two earlier starts, of which the code is gone: W_L and W_M centred with
+`results/compare_kronecker` holds searches of two earlier starts, of which the code is gone: W_L and W_M centred with
 alpha = 4, and with a mean as large as their deviation with alpha = 4. `results/compare_methods` holds that of the
 present one, with a mean and alpha = 8. All are by the protocol of `compare_methods.py`.
 
