@@ -25,7 +25,7 @@ def test_what_is_appended_is_read_again(tmp_path: Path) -> None:
     assert path.read_bytes().count(b"\n") == 2
 
 
-@pytest.mark.parametrize("torn", [b'{"task": "a", "sc', b"\xff\xfe{", b'{"task": "a"}', b"[1, 2]", b"3"])
+@pytest.mark.parametrize("torn", [b'{"task": "a", "sc', b"\xff\xfe{", b'{"task": "a"}', b'{"x": 1}', b"[1, 2]", b"3"])
 def test_a_broken_last_line_is_kept_ignored_and_told_of(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "runs.jsonl"
     RecordFile(path, RunRecord).append(record("a", 0.5))
